@@ -1,0 +1,383 @@
+"""A whole model that forgets classes by sample: `modulate()` makes it, `ModulatedModel` runs, proves, bakes and stores it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from memmod import bake as _bake
+from memmod import memory as memory_file
+from memmod import surgery as _surgery
+from memmod.errors import MemoryFileError, ModelError, SelectionError
+from memmod.nn._modulated import Modulated
+from memmod.ops import gating
+from memmod.selection import Forget, SelectionState, to_index
+from memmod.surgery import Example, ModulateConfig, Row, Surgery
+from memmod.verify import verify as _verify
+
+
+class Summary:
+    """What became of each layer: `rows` of (name, kind, action, reason); prints as a table."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+
+    def counts(self) -> dict[str, int]:
+        """How many layers of each action."""
+        actions = [row.action for row in self.rows]
+        return {action: actions.count(action) for action in dict.fromkeys(actions)}
+
+    def __str__(self) -> str:
+        table = [("layer", "kind", "action", "reason"), *((r.name, r.kind, r.action, r.reason) for r in self.rows)]
+        widths = [max(len(row[column]) for row in table) for column in range(3)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in table]
+        counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())
+        return "\n".join([*lines, counts])
+
+    __repr__ = __str__
+
+
+class ModulatedModel(nn.Module):
+    """A frozen base whose layers carry a memory ``[num_classes, K]`` each, one row per class; made by `modulate()`.
+
+    ``wf(x, forget=...)`` runs the base with the selected classes filtered out, per sample. Other attributes
+    (`forward_features`, `default_cfg`, ...) pass through to the inner model `wf.model`; ``with wf.forgetting(...)`` makes
+    them obey a selection too. The base stays frozen and in eval mode whatever `train()` is called; the memories are the
+    only parameters that train. Implements arXiv 2304.02049.
+    """
+
+    def __init__(
+        self,
+        surgery: Surgery,
+        num_classes: int,
+        class_names: tuple[str, ...] | None,
+        config: ModulateConfig,
+        base_sha256: str,
+        input_shape: tuple[int, ...],
+        trainable: dict[str, bool],
+    ) -> None:
+        super().__init__()
+        self.model = surgery.model
+        self.num_classes = num_classes
+        self.class_names = class_names
+        self.config = config
+        self.base_sha256 = base_sha256
+        self.input_shape = input_shape
+        self.state = SelectionState()
+        # In a plain tuple, so that they are neither parameters nor in the state dict.
+        self._originals = tuple(surgery.originals)
+        self._attributes = tuple(surgery.attributes)
+        self._trainable = trainable
+        self._rows = tuple(surgery.rows)
+        for layer in self._layers().values():
+            layer.state = self.state
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self.memory_parameters():
+            parameter.requires_grad_(True)
+        self.model.eval()
+
+    def forward(self, *args: Any, forget: Forget = None, **kwargs: Any) -> Any:
+        """What the base returns for ``(*args, **kwargs)``, with each sample's selected classes forgotten.
+
+        Args:
+            forget: -1 (nothing), an int or class name (whole batch), a set (all of it, whole batch), an int64 tensor
+                (0-d, ``[B]``, ``[B, S]``), a list with one entry per sample; None: the enclosing `forgetting` scope's.
+
+        Raises:
+            SelectionError: a selection that cannot be applied.
+        """
+        if forget is None:
+            return self._run(args, kwargs)
+        token = self.state.enter(self._index(forget))
+        try:
+            return self._run(args, kwargs)
+        finally:
+            self.state.leave(token)
+
+    def _run(self, args: tuple, kwargs: dict) -> Any:
+        if torch.compiler.is_compiling():
+            return self.model(*args, **kwargs)
+        index = self.state.index
+        if index is not None and index.shape[0] != 1:
+            self._check_batch(index, args, kwargs)
+        output = self.model(*args, **kwargs)
+        if torch.is_grad_enabled():
+            self.state.remember_for_backward(output)
+        return output
+
+    def _check_batch(self, index: Tensor, args: tuple, kwargs: dict) -> None:
+        x = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), None)
+        if x is not None and x.dim() > 0 and x.shape[0] != index.shape[0]:
+            raise SelectionError(
+                f"the selection is for {index.shape[0]} samples (shape {tuple(index.shape)}), but the input has "
+                f"{x.shape[0]} (shape {tuple(x.shape)}): pass one entry per sample, or an int for the whole batch"
+            )
+
+    def _index(self, forget: Forget) -> Tensor | None:
+        return to_index(forget, self.num_classes, self.class_names, self.device)
+
+    @contextmanager
+    def forgetting(self, forget: Forget) -> Iterator[ModulatedModel]:
+        """A scope in which every call that reaches the layers, `forward_features` say, obeys a selection.
+
+        Held per thread; scopes nest, and an inner ``forget=-1`` selects nothing.
+
+        Raises:
+            SelectionError: a selection that cannot be applied.
+        """
+        if forget is None:
+            yield self
+            return
+        token = self.state.enter(self._index(forget))
+        self.state.note_scope()
+        try:
+            yield self
+        finally:
+            self.state.leave(token)
+
+    @contextmanager
+    def batch_statistics(self) -> Iterator[ModulatedModel]:
+        """A scope in which every normalised unit is standardised with the batch's own statistics, before its gate.
+
+        As BatchNorm in training mode does, with the running statistics untouched and gradients through the statistics.
+        Training under it keeps a class forgotten when BatchNorm statistics are estimated anew. Folded norms switch for
+        this thread; norms that were not folded switch for the model, so use one thread.
+        """
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        before = [(norm, norm.training, norm.track_running_stats) for norm in norms]
+        on = self.state.set_batch_statistics(True)
+        try:
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+            yield self
+        finally:
+            self.state.set_batch_statistics(on)
+            for norm, training, track in before:
+                norm.training, norm.track_running_stats = training, track
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether any unit is normalised by BatchNorm, folded or not."""
+        return any(
+            getattr(m, "normalised", False) or isinstance(m, nn.modules.batchnorm._BatchNorm)
+            for m in self.model.modules()
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the memories are."""
+        return next(self.memory_parameters()).device
+
+    def _layers(self) -> dict[str, Modulated]:
+        return {name: module for name, module in self.model.named_modules() if isinstance(module, Modulated)}
+
+    def named_memories(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name, memory ``[num_classes, K]``) of every gated layer, in the model's order."""
+        for name, layer in self._layers().items():
+            for own, memory in layer.memories():
+                yield f"{name}.{own}" if name else own, memory
+
+    def memory_parameters(self) -> Iterator[nn.Parameter]:
+        """Every memory, fp32 ``[num_classes, K]``: what an optimiser gets."""
+        return (memory for _, memory in self.named_memories())
+
+    def memory_state(self) -> dict[str, Tensor]:
+        """A copy of every memory, by name."""
+        return {name: memory.detach().clone() for name, memory in self.named_memories()}
+
+    def load_memory_state(self, memories: dict[str, Tensor]) -> None:
+        """Set every memory from a `memory_state`.
+
+        Raises:
+            MemoryFileError: missing or unknown layers, or other shapes.
+        """
+        expected = dict(self.named_memories())
+        memory_file.check_memories("the memory state", memories, expected)
+        with torch.no_grad():
+            for name, memory in expected.items():
+                memory.copy_(memories[name])
+
+    def gates(self) -> dict[str, Tensor]:
+        """The gate values ``[num_classes, K]`` of every memory, by name."""
+        classes = torch.arange(self.num_classes, device=self.device)
+        return {
+            f"{name}.{own}" if name else own: gating.gates(memory.detach(), classes, layer.gate)
+            for name, layer in self._layers().items()
+            for own, memory in layer.memories()
+        }
+
+    def summary(self) -> Summary:
+        """What was gated, folded, replaced and skipped, and why."""
+        return Summary(self._rows)
+
+    def verify(self, example_input: Any = None) -> None:
+        """Prove on an example (default: random images of the example's shape) that every gate acts.
+
+        Every gated layer is called; a selection for one sample changes its logits and leaves the others' bit-equal; each
+        layer alone changes the logits. The trained memories are not used, and nothing is changed.
+
+        Raises:
+            ModelError: it does not hold; the layer is named.
+        """
+        if example_input is None:
+            first = next(self.model.parameters())
+            example_input = _surgery.random_images((2, *self.input_shape), first)
+        _verify(self, Example.of(example_input))
+
+    def bake(self, forget: Forget, threshold: float | None = None) -> nn.Module:
+        """An ordinary module, without memmod, that has forgotten one selection for good.
+
+        Args:
+            forget: what every sample forgets: an int, a class name, a set of them, or -1.
+            threshold: gates below it become exactly 0 (0.3 is the recipe's).
+
+        Raises:
+            SelectionError: a selection that differs between samples.
+        """
+        index = self._index(forget)
+        if index is not None and index.shape[0] != 1:
+            raise SelectionError(
+                f"bake writes one selection into the weights, but this one has {index.shape[0]} samples: "
+                "pass an int, a class name or a set"
+            )
+        return _bake.bake(self, index, threshold)
+
+    def unload(self) -> nn.Module:
+        """The base again: unfolded, without memories, an ordinary module with weights of its own."""
+        return _bake.unload(self)
+
+    def save_memory(self, path: str | os.PathLike, card: dict[str, Any] | None = None) -> None:
+        """Write the memories and their card as safetensors, atomically.
+
+        Args:
+            card: what else to record (seeds, metrics, ...), as JSON values.
+
+        Raises:
+            MemoryFileError: the card is not JSON.
+        """
+        own = {
+            "num_classes": self.num_classes,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "base_sha256": self.base_sha256,
+            "input_shape": list(self.input_shape),
+            "config": self.config.to_dict(),
+            "layers": list(self._layers()),
+        }
+        memory_file.write_memory_file(path, self.memory_state(), {**(card or {}), **own})
+
+    @classmethod
+    def from_file(cls, base: nn.Module, path: str | os.PathLike, example_input: Any = None) -> ModulatedModel:
+        """The modulated model of a memory file, around the base that it was made from.
+
+        Args:
+            example_input: a batch of at least 2 samples; default: random images of the shape in the file.
+
+        Raises:
+            MemoryFileError: damaged, of another base, or of other layers or shapes.
+        """
+        card, memories = memory_file.read_memory_file(path)
+        found = memory_file.state_sha256(base)
+        if found != card["base_sha256"]:
+            raise MemoryFileError(
+                f"{path} belongs to another base: it was made for weights with SHA-256 {card['base_sha256'][:12]}..., "
+                f"these have {found[:12]}...: load the base that was unlearned"
+            )
+        layers = set(card["layers"])
+        config = ModulateConfig.from_dict(card["config"])
+        if example_input is None:
+            example_input = _surgery.random_images((2, *card["input_shape"]), next(base.parameters()))
+        wf = modulate(base, card["num_classes"], example_input, config, card["class_names"], only=layers)
+        memory_file.check_memories(path, memories, dict(wf.named_memories()))
+        wf.load_memory_state(memories)
+        return wf
+
+    def train(self, mode: bool = True) -> ModulatedModel:
+        """Set the `training` flag of this module alone: the base stays in eval mode."""
+        self.training = mode
+        self.model.eval()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            inner = self.__dict__.get("_modules", {}).get("model")
+            if inner is None:
+                raise
+            return getattr(inner, name)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, granularity={self.config.granularity!r}, gate={self.config.gate!r}"
+
+
+def modulate(
+    model: nn.Module,
+    num_classes: int | None = None,
+    example_input: Any = None,
+    config: ModulateConfig | None = None,
+    class_names: Sequence[str] | None = None,
+    only: set[str] | None = None,
+) -> ModulatedModel:
+    """Give every linear and conv layer of a copy of `model`, but its classifier head, a memory of one row per class.
+
+    BatchNorm is folded into the convolution in front of it; attention whose projections are not called as modules is
+    replaced by an equivalent; what cannot be gated is listed with its reason in `summary()`. With nothing selected the
+    copy gives the model's own logits.
+
+    Args:
+        model: any classifier; it is not changed.
+        num_classes: C; default: as many as the head's logits. For models that are not classifiers: the number of concepts.
+        example_input: a batch ``[B, ...]``, B ≥ 2, as the model takes it (a tuple of arguments or a dict of keyword
+            arguments too); default: random images of the size that the model says it takes.
+        config: granularity, gate, which layers.
+        class_names: C names, so that selections can use them.
+        only: gate exactly the layers of these names, as a memory file lists them.
+
+    Raises:
+        ModelError: no layer can be gated, the example is rejected or too small, or `num_classes` disagrees with the head.
+    """
+    config = config or ModulateConfig()
+    example = default_or(example_input, model)
+    training = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    surgery = Surgery(copy.deepcopy(model).eval().requires_grad_(False))
+    base_sha256 = memory_file.state_sha256(model)
+
+    first = _surgery.observe(surgery.model, example.args, example.kwargs)
+    heads = _surgery.find_heads(surgery.model, first)
+    num_classes = _surgery.resolve_num_classes(num_classes, heads, first)
+    names = _checked_names(class_names, num_classes)
+
+    _surgery.open_attention(surgery, num_classes, config)
+    first = _surgery.observe(surgery.model, example.args, example.kwargs)
+    changed = example.with_sample_changed(1)
+    second = _surgery.observe(surgery.model, changed.args, changed.kwargs)
+    norms = _surgery.fold(surgery, first, example) if config.fold else {}
+    chosen = _surgery.plan_layers(surgery, first, second, heads, norms, config, example.batch, only)
+    gated = _surgery.gate_layers(surgery, chosen, norms, first, num_classes, config)
+    _surgery.protect_outputs(surgery, gated, example)
+    return ModulatedModel(surgery, num_classes, names, config, base_sha256, example.shape, training)
+
+
+def default_or(example_input: Any, model: nn.Module) -> Example:
+    """The example input, or the default for a model that says its input size."""
+    return _surgery.default_example(model) if example_input is None else Example.of(example_input)
+
+
+def _checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
+    if class_names is None:
+        return None
+    names = tuple(map(str, class_names))
+    if len(names) != num_classes:
+        raise ModelError(f"{len(names)} class_names for {num_classes} classes: pass one name per class")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ModelError(f"class_names repeats {', '.join(map(repr, repeated))}: each class needs a name of its own")
+    return names

@@ -1,0 +1,111 @@
+"""What every modulated layer shares: its memories, their dtype, and where its selection comes from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from memmod.selection import SelectionState
+
+GRANULARITIES = ("unit", "input", "unit+input")
+GATES = ("sigmoid", "identity", "hard")
+KEEPS = ("output", "gated")
+
+INITIAL_MEMORY = 2.0
+
+
+class Modulation(NamedTuple):
+    """The memories and the selection of one call: `memory` [C, out], `input_memory` [C, in], `index` [B] or [B, S]."""
+
+    memory: Tensor | None
+    input_memory: Tensor | None
+    index: Tensor | None
+
+
+class Modulated(nn.Module):
+    """Mixin of the modulated layers.
+
+    A memory is fp32 whatever the layer's own parameters become (`.half()`, `.to(torch.bfloat16)`): the gates' logarithms
+    lose too much below that. Only `.double()` widens it.
+    """
+
+    memory: nn.Parameter | None
+    input_memory: nn.Parameter | None
+
+    def _init_modulation(
+        self,
+        units: int,
+        inputs: int,
+        num_classes: int,
+        granularity: str,
+        gate: str,
+        gate_bias: bool,
+        keep: str,
+        init: float,
+        device: torch.device | str | None,
+    ) -> None:
+        _one_of("granularity", granularity, GRANULARITIES)
+        _one_of("gate", gate, GATES)
+        _one_of("keep", keep, KEEPS)
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; a memory has one row per class, so at least 1 is needed")
+        self.num_classes = num_classes
+        self.granularity = granularity
+        self.gate = gate
+        self.gate_bias = gate_bias
+        self.keep = keep
+        self.init = init
+        self.state: SelectionState | None = None
+        for name, width, has in (
+            ("memory", units, granularity != "input"),
+            ("input_memory", inputs, granularity != "unit"),
+        ):
+            value = torch.full((num_classes, width), float(init), dtype=torch.float32, device=device) if has else None
+            self.register_parameter(name, nn.Parameter(value) if has else None)
+
+    def reset_memory(self) -> None:
+        """Set every memory entry to `init` again (σ(2) = 0.88: open, with a gradient)."""
+        with torch.no_grad():
+            for _, memory in self.memories():
+                memory.fill_(self.init)
+
+    def memories(self) -> list[tuple[str, nn.Parameter]]:
+        """The memories this layer has: ("memory", [C, out]) and/or ("input_memory", [C, in])."""
+        pairs = (("memory", self.memory), ("input_memory", self.input_memory))
+        return [(name, memory) for name, memory in pairs if memory is not None]
+
+    def modulation(self, index: Tensor | None) -> Modulation:
+        """The memories and selection of this call: `index` where given, else the model's selection, else nothing."""
+        state = self.state
+        if state is not None:
+            if state.probe is not None:
+                return state.probe(self, index)
+            if index is None:
+                index = state.index
+        return Modulation(self.memory, self.input_memory, index)
+
+    def _apply(self, fn, recurse=True):
+        kept = {id(t) for _, m in self.memories() for t in (m, m.grad) if t is not None}
+
+        def keep_wide(t: Tensor) -> Tensor:
+            out = fn(t)
+            if id(t) in kept and out.dtype not in (torch.float32, torch.float64):
+                return t.to(out.device) if t.device != torch.device("meta") else torch.empty_like(t, device=out.device)
+            return out
+
+        return super()._apply(keep_wide, recurse)
+
+    def _modulation_repr(self) -> str:
+        text = f"num_classes={self.num_classes}, granularity={self.granularity!r}, gate={self.gate!r}"
+        if not self.gate_bias:
+            text += ", gate_bias=False"
+        if self.keep != "output":
+            text += f", keep={self.keep!r}"
+        return text
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")

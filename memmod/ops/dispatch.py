@@ -1,0 +1,162 @@
+"""Which backend runs an op: forced by the user, or the first one that supports the call."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from memmod.errors import BackendError
+
+BACKENDS = ("reference", "cpu", "triton", "cuda")
+
+# Tried in this order for tensors of that device, before the reference.
+_AUTOMATIC = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# Modules whose `register()` fills the table, imported at the first op call.
+_PROVIDERS = {"cpu": "memmod.ops.extension"}
+
+Supports = Callable[..., "str | None"]
+
+
+class Kernel(NamedTuple):
+    """A backend's callable for one op: called with the op's positional arguments; `supports` with the same ones."""
+
+    run: Callable[..., Any]
+    supports: Supports | None
+
+
+_kernels: dict[str, dict[str, Kernel]] = {}
+_unavailable: dict[str, str] = {
+    "cpu": "the compiled CPU extension is not loaded",
+    "triton": "no Triton kernels are registered",
+    "cuda": "no CUDA kernels are registered",
+}
+_forced: str | None = None
+_loaded = False
+_load_lock = threading.RLock()
+
+
+def register(op: str, backend: str, run: Callable[..., Any], supports: Supports | None = None) -> None:
+    """Register `run` as `backend`'s implementation of `op`, and mark the backend available.
+
+    Args:
+        op: the op's name without namespace, such as "modulate_output" or "modulate_output_backward".
+        backend: one of `BACKENDS`.
+        run: takes the op's arguments in the order of its schema and returns what the schema returns.
+        supports: takes the same arguments and returns None, or the reason why this call cannot run here. It may look
+            at shapes, dtypes, layouts and options, never at the values of `index`.
+    """
+    _check_name(backend)
+    _kernels.setdefault(op, {})[backend] = Kernel(run, supports)
+    _unavailable.pop(backend, None)
+
+
+def set_unavailable(backend: str, reason: str) -> None:
+    """Say why `backend` has no kernels here; `availability()` and the errors of a forced backend repeat it."""
+    _check_name(backend)
+    _unavailable[backend] = reason
+
+
+def set_backend(name: str | None) -> None:
+    """Force one backend for every op of this process; None returns to MEMMOD_BACKEND, or else to the automatic choice.
+
+    Raises:
+        BackendError: an unknown name, or a backend that is not available here.
+    """
+    global _forced
+    if name is not None:
+        _check_name(name)
+        reason = availability()[name]
+        if reason is not None:
+            raise BackendError(
+                f"backend {name!r} is not available: {reason}. Use set_backend(None) for the automatic one"
+            )
+    _forced = name if name is not None else _environment()
+
+
+def get_backend() -> str | None:
+    """The forced backend's name, or None if each call chooses its own."""
+    return _forced
+
+
+def availability() -> dict[str, str | None]:
+    """For every backend None if it has kernels here, else the reason why not."""
+    _load()
+    return {name: _unavailable.get(name) for name in BACKENDS}
+
+
+def kernel(op: str, backend: str) -> Kernel | None:
+    """The kernel that `backend` registered for `op`, or None."""
+    _load()
+    return _kernels.get(op, {}).get(backend)
+
+
+def call(op: str, *args: Any) -> Any:
+    """Run `op` with the forced backend, or with the first that supports the call.
+
+    Raises:
+        BackendError: a backend was forced and cannot run this call.
+    """
+    if not _loaded:
+        _load()
+    table = _kernels[op]
+    run = table["reference"].run if _forced is None else None
+    if run is None:
+        run = _forced_run(op, table, args)
+    elif len(table) > 1:
+        for backend in _AUTOMATIC.get(args[0].device.type, ()):
+            candidate = table.get(backend)
+            if candidate is not None and (candidate.supports is None or candidate.supports(*args) is None):
+                run = candidate.run
+                break
+    # The op's inputs have their final dtypes: an enabled autocast region must not cast inside.
+    if torch._C._is_any_autocast_enabled():
+        with torch._C._DisableAutocast():
+            return run(*args)
+    return run(*args)
+
+
+def _forced_run(op: str, table: dict[str, Kernel], args: tuple[Any, ...]) -> Callable[..., Any]:
+    _check_name(_forced)
+    hint = "Use memmod.set_backend(None) (or unset MEMMOD_BACKEND) for the automatic choice"
+    candidate = table.get(_forced)
+    if candidate is None:
+        reason = _unavailable.get(_forced) or f"it has no kernel for {op}"
+        raise BackendError(f"backend {_forced!r} was forced but cannot run {op}: {reason}. {hint}")
+    reason = candidate.supports(*args) if candidate.supports is not None else None
+    if reason is not None:
+        raise BackendError(f"backend {_forced!r} was forced but cannot run this call of {op}: {reason}. {hint}")
+    return candidate.run
+
+
+def _load() -> None:
+    global _loaded, _forced
+    if _loaded:
+        return
+    with _load_lock:
+        if _loaded:
+            return
+        for backend, module in _PROVIDERS.items():
+            try:
+                provider = importlib.import_module(module)
+            except ImportError as error:
+                set_unavailable(backend, str(error))
+            else:
+                provider.register()
+        _loaded = True
+
+
+def _environment() -> str | None:
+    return os.environ.get("MEMMOD_BACKEND") or None
+
+
+def _check_name(name: str | None) -> None:
+    if name not in BACKENDS:
+        raise BackendError(f"backend {name!r} is unknown; it must be one of {', '.join(map(repr, BACKENDS))}")
+
+
+_forced = _environment()

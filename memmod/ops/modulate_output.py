@@ -1,0 +1,75 @@
+"""memmod::modulate_output: any tensor, gated along its channels by each sample's selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memmod.ops import dispatch
+from memmod.ops.library import check_classes, check_differentiable, define, define_autograd, saved_tensors
+
+NAME = "modulate_output"
+
+
+def _run(x: Tensor, memory: Tensor, index: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    check_classes(index, memory)
+    return dispatch.call(NAME, x, memory, index, *options)
+
+
+def _fake(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool) -> tuple[Tensor, Tensor]:
+    y = torch.empty_like(x)
+    return y, torch.empty_like(y) if keep_gated else x.new_empty(0)
+
+
+def _run_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    check_differentiable(NAME, gate=args[5], needs=args[-1])
+    return dispatch.call(f"{NAME}_backward", *args)
+
+
+def _fake_backward(
+    dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    dx = torch.empty_like(dy) if needs[0] else dy.new_empty(0)
+    return dx, memory.new_empty(memory.shape if needs[1] else 0)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, memory, index, dim, gate, keep_gated = inputs
+    y, saved = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(saved)
+    if not ctx.needs_input_grad[1] or gate == "hard":
+        kept = None
+    elif gate == "identity":
+        kept = x
+    else:
+        kept = saved if keep_gated else y
+    ctx.save_for_backward(kept, memory, index)
+    ctx.options = (dim, gate)
+
+
+def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 6
+    kept, memory, index = saved_tensors(ctx, NAME)
+    needs = list(ctx.needs_input_grad[:2])
+    dx, dmemory = torch.ops.memmod.modulate_output_backward.default(dy, kept, memory, index, *ctx.options, needs)
+    return dx if needs[0] else None, dmemory if needs[1] else None, None, None, None, None
+
+
+define(
+    NAME,
+    "(Tensor x, Tensor memory, Tensor index, int dim, str gate, bool keep_gated) -> (Tensor, Tensor)",
+    _run,
+    _fake,
+)
+define(
+    f"{NAME}_backward",
+    "(Tensor dy, Tensor? saved, Tensor memory, Tensor index, int dim, str gate, bool[] needs) -> (Tensor, Tensor)",
+    _run_backward,
+    _fake_backward,
+)
+define_autograd(NAME, _setup_context, _backward)

@@ -1,0 +1,54 @@
+"""The memory of each layer as a picture: rows are classes, columns are units, ink is what the gate removes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memmod.report.data import Memory
+from memmod.report.png import data_uri, opacity_png
+
+CLOSED = 0.3  # the recipe's threshold: bake() turns gates below it into zeros
+INK = (214, 72, 40)  # readable on the light and on the dark background
+_LABELLED = 20  # more classes than this leave no room for their names beside the rows
+_WIDE = 96  # a memory with more units than this gets the page's full width
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A layer's picture and the words that go with it."""
+
+    layer: str
+    source: str
+    description: str
+    classes: int
+    units: int
+    closed: float
+    shared: int
+    wide: bool
+    labelled: bool
+
+
+def picture(memory: Memory, class_names: Sequence[str]) -> Picture:
+    """Draw `memory.gates` `[C, K]`, one pixel per gate, enlarged by the page."""
+    gates = memory.gates
+    classes, units = gates.shape
+    closed = gates < CLOSED
+    by_class = closed.mean(axis=1)
+    most, least = int(by_class.argmax()), int(by_class.argmin())
+    description = (
+        f"Gates of layer {memory.layer}: {classes} classes by {units} units. "
+        f"{closed.mean():.0%} of the gates are closed, most for {class_names[most]} ({by_class[most]:.0%}), "
+        f"fewest for {class_names[least]} ({by_class[least]:.0%})."
+    )
+    return Picture(
+        layer=memory.layer,
+        source=data_uri(opacity_png(1 - gates, INK)),
+        description=description,
+        classes=classes,
+        units=units,
+        closed=float(closed.mean()),
+        shared=int(closed.all(axis=0).sum()),
+        wide=units > _WIDE,
+        labelled=classes <= _LABELLED,
+    )

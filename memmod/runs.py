@@ -1,0 +1,179 @@
+"""Run folders: one folder per run, with its settings, its metrics and what it produced."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from memmod.errors import RunError
+from memmod.memory import write_atomically
+
+CONFIG = "config.json"
+METRICS = "metrics.json"
+MEMORY = "memory.safetensors"
+BASE = "base.safetensors"
+
+_FORMAT = "memmod-run-1"
+# what a run may write into its folder, and so what --overwrite may delete: nothing else is touched
+_OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", "scorecard.json", "history.json", "report.html")
+_OWN_PATTERNS = ("checkpoint*", *(f".{name}.*" for name in _OWN_FILES))
+_VERSIONED = ("memmod-torch", "torch", "timm", "torchvision", "numpy", "scikit-learn")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a run's figures depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONED:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as readable JSON, whole or not at all."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file. Raises `RunError` when it is missing or not JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON ({error}). Delete it, or run again with --overwrite.") from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one run of one command.
+
+    `settings` are all options that the run was started with, seeds included, as JSON values. `resumed` is true when
+    the folder held an unfinished run of the same settings.
+    """
+
+    path: Path
+    command: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    resumed: bool = False
+
+    @classmethod
+    def start(
+        cls,
+        path: str | os.PathLike[str],
+        command: str,
+        settings: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> RunFolder:
+        """Make the folder of a new run, or enter that of an unfinished one.
+
+        `resume` enters a folder only when it was started by the same command with the same settings; a folder that
+        does not exist yet is made, so that the same command line works wherever the run was interrupted. `overwrite`
+        deletes what an earlier run of memmod wrote there, and nothing else. Raises `RunError`.
+        """
+        path = Path(path)
+        wanted = json.loads(json.dumps(dict(settings)))
+        if resume and overwrite:
+            raise RunError("resume and overwrite exclude each other: continue the run, or start it anew.")
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file, a run needs a folder. Choose another --out.")
+        leftovers = _entries(path)
+        if leftovers and not (resume or overwrite):
+            raise RunError(
+                f"The run folder {path} already exists. Continue it with --resume, replace it with --overwrite, "
+                "or choose another --out."
+            )
+        if leftovers:
+            old = cls.open(path)
+            if overwrite:
+                old._clear()
+            else:
+                old._check_same(command, wanted)
+                return cls(path, command, wanted, old.versions, resumed=True)
+        path.mkdir(parents=True, exist_ok=True)
+        run = cls(path, command, wanted, versions())
+        document = {"format": _FORMAT, "command": command, "settings": wanted, "versions": run.versions}
+        write_json(path / CONFIG, document)
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """Open the folder of an earlier run for reading. Raises `RunError` when it is none."""
+        path = Path(path)
+        if not path.is_dir():
+            raise RunError(f"There is no run folder {path}. `memmod train` and `memmod unlearn` make them.")
+        if not (path / CONFIG).exists():
+            raise RunError(f"{path} is not a run folder of memmod: it holds no {CONFIG}. Nothing in it was touched.")
+        config = read_json(path / CONFIG)
+        if not isinstance(config, dict) or config.get("format") != _FORMAT:
+            raise RunError(f"{path / CONFIG} was not written by memmod (format {_FORMAT}). Nothing in it was touched.")
+        return cls(path, config["command"], config["settings"], config["versions"])
+
+    def file(self, name: str) -> Path:
+        """Path of a file of this run."""
+        return self.path / name
+
+    def existing(self, name: str) -> Path:
+        """Path of a file that this run must have written already. Raises `RunError`."""
+        path = self.path / name
+        if not path.is_file():
+            raise RunError(f"The run {self.path} ({self.command}) holds no {name}: did it finish?")
+        return path
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Replace metrics.json."""
+        write_json(self.path / METRICS, dict(metrics))
+
+    def metrics(self) -> dict[str, Any]:
+        """What metrics.json holds."""
+        return read_json(self.existing(METRICS))
+
+    def version_changes(self) -> list[str]:
+        """Packages whose version is another now than when the run started: its figures may differ."""
+        now = versions()
+        return [
+            f"{name} {self.versions.get(name, 'absent')} -> {now.get(name, 'absent')}"
+            for name in sorted(self.versions.keys() | now.keys())
+            if self.versions.get(name) != now.get(name)
+        ]
+
+    def _check_same(self, command: str, settings: dict[str, Any]) -> None:
+        if command != self.command:
+            raise RunError(f"{self.path} holds a run of `memmod {self.command}`: `memmod {command}` cannot resume it.")
+        different = [
+            f"{name} was {self.settings.get(name)!r}, now {settings.get(name)!r}"
+            for name in sorted(self.settings.keys() | settings.keys())
+            if self.settings.get(name) != settings.get(name)
+        ]
+        if different:
+            raise RunError(
+                f"The run in {self.path} was started with other settings: {'; '.join(different)}. "
+                "Resume it with its own settings, or start anew with --overwrite or another --out."
+            )
+
+    def _clear(self) -> None:
+        # config.json goes last: a folder whose clearing was interrupted is still known as ours
+        own = [self.path / name for name in _OWN_FILES if name != CONFIG]
+        own += [match for pattern in _OWN_PATTERNS for match in self.path.glob(pattern)]
+        for entry in [*own, self.path / CONFIG]:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def _entries(path: Path) -> list[Path]:
+    """What lies in a folder, without hidden files: an interrupted write may leave one."""
+    return [entry for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []

@@ -1,0 +1,660 @@
+"""Decides which layer of a model becomes what, and why, and carries it out on a copy."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from memmod.errors import ModelError
+from memmod.fold import foldable_pairs, folded_conv, has_hooks, what_is_left
+from memmod.nn import ModulatedConv2d, ModulatedLinear, ModulatedMultiheadAttention, ModulatedOutput
+from memmod.nn._modulated import GATES, GRANULARITIES, INITIAL_MEMORY, Modulated
+from memmod.observe import (
+    LAYER_FUNCTIONS,
+    Observation,
+    logits_of,
+    observe,
+    rows_are_samples,
+    run_example,
+    weight_readers,
+)
+
+# Folding moves logits by rounding alone; a pair that folds wrongly moves them by their own size.
+FOLD_TOLERANCE = 1e-3
+
+SQUEEZE_EXCITE = re.compile(r"Squeeze(And)?Exc|^S[Ee]($|[A-Z_])|SEModule|EffectiveSE")
+NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS|Rms)Norm|^FrozenBatchNorm")
+UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
+
+
+@dataclass(frozen=True)
+class ModulateConfig:
+    """How a model is modulated. Frozen; it travels in the memory file.
+
+    Args:
+        granularity: what a memory entry gates: "unit" (default), "input", "unit+input".
+        gate: "sigmoid" (default), "identity", or "hard" (inference only).
+        gate_bias: gate the bias with its unit, so that a closed unit outputs 0.
+        filter: ``(name, module) → bool``; layers for which it is False stay as they are. Not stored: a memory file
+            names the layers instead.
+        skip: name patterns (as in the shell: ``"stem.*"``) of layers that stay as they are.
+        fold: fold BatchNorm into the convolution in front of it and gate the folded unit.
+        init: initial value of every memory entry.
+
+    Raises:
+        ValueError: an unknown granularity or gate.
+    """
+
+    granularity: str = "unit"
+    gate: str = "sigmoid"
+    gate_bias: bool = True
+    filter: Callable[[str, nn.Module], bool] | None = None
+    skip: tuple[str, ...] = ()
+    fold: bool = True
+    init: float = INITIAL_MEMORY
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("granularity", GRANULARITIES), ("gate", GATES)):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        object.__setattr__(self, "skip", tuple(self.skip))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values, without the filter."""
+        values = asdict(replace(self, filter=None))
+        values.pop("filter")
+        return values | {"skip": list(self.skip)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModulateConfig:
+        """The config of a `to_dict`; unknown fields are an error."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"unknown fields of ModulateConfig: {', '.join(unknown)}; this memmod may be too old")
+        return cls(**values)
+
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """What every modulated layer is made with."""
+        return {"granularity": self.granularity, "gate": self.gate, "gate_bias": self.gate_bias, "init": self.init}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one layer: `action` is "gated", "gated behind", "folded", "replaced" or "skipped"."""
+
+    name: str
+    kind: str
+    action: str
+    reason: str = ""
+
+
+@dataclass
+class Surgery:
+    """A modulated copy under way: the model, what was done, and what undoes it."""
+
+    model: nn.Module
+    rows: list[Row] = field(default_factory=list)
+    originals: list[tuple[str, nn.Module]] = field(default_factory=list)
+    attributes: list[tuple[str, str, Any]] = field(default_factory=list)
+
+    def replace(self, name: str, new: nn.Module) -> None:
+        """Put `new` in the place of module `name`, wherever the model refers to it, and remember what stood there."""
+        old = self.model.get_submodule(name)
+        self.originals.append((name, old))
+        _replace_everywhere(self.model, old, new)
+
+    def undo(self, count: int) -> None:
+        """Take back the newest `count` replacements."""
+        for _ in range(count):
+            name, old = self.originals.pop()
+            _replace_everywhere(self.model, self.model.get_submodule(name), old)
+
+    def set_attribute(self, name: str, attribute: str, value: Any) -> None:
+        """Set an attribute of module `name`, and remember what it was."""
+        module = self.model.get_submodule(name)
+        self.attributes.append((name, attribute, getattr(module, attribute)))
+        setattr(module, attribute, value)
+
+    def note(self, name: str, module: nn.Module, action: str, reason: str = "") -> None:
+        """Add a row to the summary."""
+        self.rows.append(Row(name, type(module).__name__, action, reason))
+
+
+def _replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    for parent in list(model.modules()):
+        for key, child in parent._modules.items():
+            if child is old and parent is not new:
+                parent._modules[key] = new
+
+
+@dataclass(frozen=True)
+class Example:
+    """The example input: a batch of `batch` samples as the model takes it."""
+
+    args: tuple
+    kwargs: dict
+    batch: int
+
+    @classmethod
+    def of(cls, value: Any) -> Example:
+        """From a tensor, a tuple of positional arguments, or a dict of keyword arguments.
+
+        Raises:
+            ModelError: no tensor, or fewer than 2 samples.
+        """
+        args, kwargs = ((), value) if isinstance(value, dict) else (tuple(value), {}) if isinstance(
+            value, (tuple, list)
+        ) else ((value,), {})
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if not tensors or tensors[0].dim() == 0:
+            raise ModelError(f"example_input holds no batch of tensors: {type(value).__name__}; pass [B, ...] with B >= 2")
+        if tensors[0].shape[0] < 2:
+            raise ModelError(
+                f"example_input has shape {tuple(tensors[0].shape)}: at least 2 samples are needed, to tell which rows of "
+                "a layer belong to which sample"
+            )
+        return cls(args, kwargs, tensors[0].shape[0])
+
+    def with_sample_changed(self, sample: int) -> Example:
+        """The same example with other content in one sample."""
+        generator = torch.Generator().manual_seed(1)
+
+        def change(t: Any) -> Any:
+            if not isinstance(t, Tensor) or t.dim() == 0 or t.shape[0] != self.batch:
+                return t
+            t = t.clone()
+            if t.is_floating_point():
+                noise = torch.randn(t[sample].shape, generator=generator, dtype=torch.float32).to(t)
+                t[sample] = noise * (t.std() if t.numel() > 1 else 1.0) + t.mean()
+            else:
+                t[sample] = t[sample].flatten().flip(0).view_as(t[sample])
+            return t
+
+        return Example(tree_map(change, self.args), tree_map(change, self.kwargs), self.batch)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The first tensor's shape without the batch."""
+        return tuple(next(t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)).shape[1:])
+
+
+def default_example(model: nn.Module) -> Example:
+    """Two random images of the size that the model says it takes (timm's `pretrained_cfg` / `default_cfg`).
+
+    Raises:
+        ModelError: the model says no size.
+    """
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        size = (getattr(model, attribute, None) or {}).get("input_size")
+        if size is not None:
+            first = next(model.parameters(), torch.empty(0))
+            return Example.of(random_images((2, *size), first))
+    raise ModelError(
+        f"{type(model).__name__} does not say its input size: pass example_input, a batch of at least 2 samples as the "
+        "model takes it, e.g. torch.randn(2, 3, 224, 224)"
+    )
+
+
+def random_images(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Normal noise ``shape`` from a fixed seed, of the dtype and device of `like`."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
+
+
+def find_heads(model: nn.Module, observation: Observation) -> dict[str, int]:
+    """Names of the classifier head's linear and conv layers, with their units.
+
+    timm's `get_classifier()` where the model has it; else the layers from which the logits follow without passing
+    through another layer, where their units are as many as the logits.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    layers = (nn.Linear, nn.Conv2d)
+    if hasattr(model, "get_classifier"):
+        found = model.get_classifier()
+        parts = found if isinstance(found, (tuple, list)) else (found,)
+        inner = [m for part in parts if isinstance(part, nn.Module) for m in part.modules() if isinstance(m, layers)]
+        heads = {names[id(m)]: m.weight.shape[0] for m in inner if id(m) in names}
+        if heads:
+            return heads
+    logits = logits_of(observation.output)
+    made_by = {
+        id(t): name
+        for name, module in model.named_modules()
+        if isinstance(module, layers)
+        for call in observation.modules.get(name, ())
+        for t in call.outputs
+    }
+    heads, todo, seen = {}, [id(logits)], set()
+    while todo:
+        tensor_id = todo.pop()
+        if tensor_id in seen:
+            continue
+        seen.add(tensor_id)
+        name = made_by.get(tensor_id)
+        if name is None:
+            todo += [i for call in observation.producers(tensor_id) for i in call.inputs]
+            continue
+        units = model.get_submodule(name).weight.shape[0]
+        if units == logits.shape[1]:
+            heads[name] = units
+    return heads
+
+
+def resolve_num_classes(num_classes: int | None, heads: dict[str, int], observation: Observation) -> int:
+    """`num_classes`, checked against the head where there is one.
+
+    Raises:
+        ModelError: they disagree, or neither says how many classes there are.
+    """
+    if not heads:
+        if num_classes is None:
+            raise ModelError("the model has no classifier head that memmod can find: pass num_classes")
+        return num_classes
+    classes = logits_of(observation.output).shape[1]
+    if num_classes is not None and num_classes != classes:
+        raise ModelError(
+            f"num_classes is {num_classes}, but the model's head ({', '.join(heads)}) gives {classes} logits: "
+            f"pass num_classes={classes} or leave it out"
+        )
+    return classes
+
+
+def open_attention(surgery: Surgery, num_classes: int, config: ModulateConfig) -> None:
+    """Replace attention that reads its projections' weights by equivalents whose projections are modulated modules."""
+    options = config.layer_options
+    window = _window_attention()
+    for name, module in list(surgery.model.named_modules()):
+        if isinstance(module, nn.TransformerEncoderLayer) and getattr(module, "activation_relu_or_gelu", 0):
+            surgery.set_attribute(name, "activation_relu_or_gelu", 0)
+        if type(module) is nn.MultiheadAttention:
+            reason = ModulatedMultiheadAttention.refusal(module)
+            if reason is not None or has_hooks(module):
+                surgery.note(name, module, "skipped", reason or "hooks are registered on it")
+                continue
+            new = ModulatedMultiheadAttention.from_multihead_attention(module, num_classes, **options)
+        elif window is not None and type(module) in window.CLASSES and not has_hooks(module):
+            new = window.ModulatedWindowAttention(module, num_classes, **options)
+        else:
+            continue
+        surgery.note(name, module, "replaced", f"by {type(new).__name__}, whose projections are modules")
+        surgery.replace(name, new)
+
+
+def _window_attention():
+    if "torchvision.models.swin_transformer" not in sys.modules:
+        return None
+    from memmod.nn import window_attention
+
+    return window_attention
+
+
+def fold(surgery: Surgery, observation: Observation, example: Example) -> dict[str, nn.BatchNorm2d]:
+    """Fold every conv and BatchNorm pair that folds; returns the folded convs' names with their norms.
+
+    The logits are compared with the unfolded model's; pairs that move them are undone.
+    """
+    pairs = foldable_pairs(surgery.model, observation)
+    expected = tree_leaves(observation.output)
+    for pair in pairs:
+        _fold_pair(surgery, *pair)
+    if pairs and not _same_output(surgery.model, example, expected):
+        surgery.undo(2 * len(pairs))
+        pairs = [pair for pair in pairs if _fold_if_it_agrees(surgery, pair, example, expected)]
+    norms = {}
+    for conv, norm in pairs:
+        original = next(module for name, module in reversed(surgery.originals) if name == norm)
+        norms[conv] = original
+        surgery.note(norm, original, "folded", f"into {conv}")
+    return norms
+
+
+def _fold_pair(surgery: Surgery, conv_name: str, norm_name: str) -> None:
+    conv, norm = surgery.model.get_submodule(conv_name), surgery.model.get_submodule(norm_name)
+    surgery.replace(conv_name, folded_conv(conv, norm))
+    surgery.replace(norm_name, what_is_left(norm))
+
+
+def _fold_if_it_agrees(surgery: Surgery, pair: tuple[str, str], example: Example, expected: list) -> bool:
+    _fold_pair(surgery, *pair)
+    agrees = _same_output(surgery.model, example, expected)
+    if not agrees:
+        surgery.undo(2)
+    return agrees
+
+
+def _same_output(model: nn.Module, example: Example, expected: list) -> bool:
+    with torch.no_grad():
+        output = tree_leaves(run_example(model, example.args, example.kwargs))
+    for now, before in zip(output, expected, strict=True):
+        if isinstance(now, Tensor) and now.is_floating_point():
+            scale = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)
+            if not (now - before).abs().max() <= FOLD_TOLERANCE * scale:
+                return False
+    return True
+
+
+def plan_layers(
+    surgery: Surgery,
+    first: Observation,
+    second: Observation,
+    heads: dict[str, int],
+    norms: dict[str, nn.BatchNorm2d],
+    config: ModulateConfig,
+    batch: int,
+    only: set[str] | None = None,
+) -> list[tuple[str, str | None]]:
+    """Which layers to gate: pairs (layer name, name of the norm to gate behind or None); the others get their reason.
+
+    `only` names the places of the memories (the layer, or the norm it is gated behind) where they are known already.
+    """
+    model = surgery.model
+    modules = dict(model.named_modules())
+    owners = {id(m.weight): n for n, m in modules.items() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    readers: dict[str, str] = {}
+    for owner, call in weight_readers(first, owners):
+        # Modulated attention applies parts of its packed projection itself.
+        if not isinstance(modules[call.module], ModulatedMultiheadAttention):
+            readers.setdefault(owner, f"{call.name} in {call.module or 'the model'}")
+    chosen: list[tuple[str, str | None]] = []
+    for name, module in modules.items():
+        if isinstance(module, UNSUPPORTED):
+            surgery.note(name, module, "skipped", f"{type(module).__name__} is not supported")
+            continue
+        if not isinstance(module, (nn.Linear, nn.Conv2d, Modulated)):
+            continue
+        reason = _refusal(name, module, modules, first, second, heads, readers, config, batch)
+        if reason is None and not isinstance(module, Modulated) and not _is_plain(module):
+            reason = _own_forward_refusal(name, module, first)
+        if reason is not None:
+            surgery.note(name, module, "skipped", reason)
+            continue
+        behind = None if name in norms or isinstance(module, Modulated) else _norm_behind(name, modules, first)
+        if only is not None and not {name, behind} & only:
+            surgery.note(name, module, "skipped", "has no memory in the file")
+            continue
+        chosen.append((name, behind))
+    _note_loose_weights(surgery, first, modules)
+    return chosen
+
+
+def _refusal(
+    name: str,
+    module: nn.Module,
+    modules: dict[str, nn.Module],
+    first: Observation,
+    second: Observation,
+    heads: dict[str, int],
+    readers: dict[str, str],
+    config: ModulateConfig,
+    batch: int,
+) -> str | None:
+    parents = [modules[name[:end]] for end in (i for i, c in enumerate(name) if c == ".")]
+    if name in heads:
+        return "the classifier head"
+    if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
+        return "named in skip"
+    if config.filter is not None and not config.filter(name, module):
+        return "refused by the filter"
+    if any(SQUEEZE_EXCITE.search(type(parent).__name__) for parent in parents):
+        return "inside squeeze-excite"
+    calls, again = (run.modules.get(name, []) for run in (first, second))
+    if isinstance(module, Modulated):
+        if not parents or not isinstance(parents[-1], _replaced_attention()):
+            return None if calls else "not called in the example run"
+        if isinstance(parents[-1], ModulatedMultiheadAttention):
+            # The in-projection may be applied in parts, without a call; its rows are those of the out-projection.
+            out_proj = name.rpartition(".")[0] + ".out_proj"
+            calls, again = (run.modules.get(out_proj, []) for run in (first, second))
+    if name in readers:
+        return f"its weight is read without calling it ({readers[name]})"
+    if not calls:
+        return "not called in the example run"
+    if not rows_are_samples(calls, again, batch, changed=1):
+        return "its rows are not samples (or not sample-major)"
+    return None
+
+
+def _replaced_attention() -> tuple[type, ...]:
+    window = _window_attention()
+    return (ModulatedMultiheadAttention, *((window.ModulatedWindowAttention,) if window is not None else ()))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether the layer computes what its base class computes, from a weight of its own."""
+    if "weight" not in module._parameters or has_hooks(module):
+        return False
+    if isinstance(module, nn.Conv2d):
+        return type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
+    return type(module).forward is nn.Linear.forward
+
+
+def _channel_dim(module: nn.Module) -> int:
+    return 1 if isinstance(module, nn.Conv2d) else -1
+
+
+def _own_forward_refusal(name: str, module: nn.Module, observation: Observation) -> str | None:
+    output = observation.modules[name][0].outputs[0]
+    units, dim = module.weight.shape[0], _channel_dim(module)
+    if output.dim() < 2 or output.shape[dim] != units:
+        return f"its output {tuple(output.shape)} has no channel dimension of {units} units"
+    return None
+
+
+def _norm_behind(name: str, modules: dict[str, nn.Module], observation: Observation) -> str | None:
+    """The norm that alone consumes this layer's output, or None."""
+    calls = observation.modules[name]
+    if len(calls) != 1:
+        return None
+    output = calls[0].outputs[0]
+    consumers = observation.consumers(output)
+    readers = {call.module for call in consumers}
+    if len(readers) != 1 or observation.is_returned(output):
+        return None
+    norm_name = readers.pop()
+    norm = modules[norm_name]
+    if not NORM.search(type(norm).__name__) or len(observation.modules[norm_name]) != 1:
+        return None
+    call = observation.modules[norm_name][0]
+    takes_it = any(t is output for t in call.inputs)
+    return norm_name if takes_it and len(call.outputs) == 1 and call.outputs[0].shape == output.shape else None
+
+
+def _note_loose_weights(surgery: Surgery, observation: Observation, modules: dict[str, nn.Module]) -> None:
+    """List parameters that act as a layer's weight but belong to no layer."""
+    owned = {
+        id(p)
+        for m in modules.values()
+        if isinstance(m, (nn.Linear, nn.Conv2d, nn.MultiheadAttention, *UNSUPPORTED))
+        for p in m.parameters(recurse=False)
+    }
+    names = {id(p): n for n, p in surgery.model.named_parameters() if id(p) not in owned and p.dim() >= 2}
+    found = {
+        names[i]: call.name
+        for call in observation.calls
+        if call.func in LAYER_FUNCTIONS
+        for i in call.inputs
+        if i in names
+    }
+    for name, function in found.items():
+        surgery.rows.append(Row(name, "Parameter", "skipped", f"a weight that {function} reads without a layer"))
+
+
+def gate_layers(
+    surgery: Surgery,
+    chosen: list[tuple[str, str | None]],
+    norms: dict[str, nn.BatchNorm2d],
+    observation: Observation,
+    num_classes: int,
+    config: ModulateConfig,
+) -> list[str]:
+    """Put modulated layers in the place of the chosen ones; returns the names of the modulated layers."""
+    gated = []
+    for name, behind in chosen:
+        module = surgery.model.get_submodule(name)
+        if isinstance(module, Modulated):
+            if module.num_classes != num_classes:
+                raise ModelError(
+                    f"{name} has memories for {module.num_classes} classes, but the model has {num_classes}: "
+                    "make the layer with the model's number of classes"
+                )
+            surgery.note(name, module, "gated")
+            gated.append(name)
+            continue
+        granularity = config.granularity
+        if behind is not None and granularity != "input":
+            _gate_behind(surgery, name, behind, observation, num_classes, config)
+            gated.append(behind)
+            if granularity == "unit":
+                continue
+            granularity = "input"
+        new = _modulated(module, name, observation, num_classes, config.layer_options | {"granularity": granularity})
+        if name in norms:
+            new.set_norm(norms[name])
+        surgery.note(name, module, "gated", _why(module, new, norms.get(name)))
+        surgery.replace(name, new)
+        gated.append(name)
+    _drop_projections_not_chosen(surgery, {name for name, _ in chosen})
+    if not gated:
+        raise ModelError(
+            f"{type(surgery.model).__name__} has no linear or conv layer that can be gated:\n"
+            + "\n".join(f"  {row.name}: {row.reason or row.action}" for row in surgery.rows)
+        )
+    return gated
+
+
+def _gate_behind(
+    surgery: Surgery, name: str, behind: str, observation: Observation, num_classes: int, config: ModulateConfig
+) -> None:
+    module, norm = surgery.model.get_submodule(name), surgery.model.get_submodule(behind)
+    layer = ModulatedOutput.from_module(
+        norm,
+        module.weight.shape[0],
+        num_classes,
+        dim=_channel_dim(module),
+        gate=config.gate,
+        init=config.init,
+    )
+    layer.example_shape = tuple(observation.modules[behind][0].inputs[0].shape)
+    surgery.note(name, module, "gated behind", f"behind {behind} ({type(norm).__name__}), which cannot be folded")
+    surgery.replace(behind, layer)
+
+
+def _modulated(
+    module: nn.Module, name: str, observation: Observation, num_classes: int, options: dict[str, Any]
+) -> Modulated:
+    if not _is_plain(module):
+        linear = isinstance(module, nn.Linear)
+        layer = ModulatedOutput.from_module(
+            module,
+            module.weight.shape[0],
+            num_classes,
+            dim=_channel_dim(module),
+            in_features=module.in_features if linear else module.in_channels,
+            **{k: v for k, v in options.items() if k != "gate_bias"},
+        )
+        layer.example_shape = tuple(observation.modules[name][0].inputs[0].shape)
+        return layer
+    if isinstance(module, nn.Conv2d):
+        return ModulatedConv2d.from_conv2d(module, num_classes, **options)
+    return ModulatedLinear.from_linear(module, num_classes, **options)
+
+
+def _why(module: nn.Module, new: Modulated, norm: nn.Module | None) -> str:
+    if norm is not None:
+        return f"with its {type(norm).__name__} folded in"
+    if isinstance(new, ModulatedOutput):
+        return f"behind the layer: {type(module).__name__} computes its output its own way"
+    return ""
+
+
+def _drop_projections_not_chosen(surgery: Surgery, chosen: set[str]) -> None:
+    """Projections of replaced attention that were refused (filter, skip) become ordinary layers again."""
+    for name, module in list(surgery.model.named_modules()):
+        if isinstance(module, ModulatedLinear) and name not in chosen and any(
+            name.startswith(f"{other}.") for other, _ in surgery.originals
+        ):
+            surgery.replace(name, plain_linear(module, module.weight, module.bias))
+
+
+def plain_linear(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """An ordinary `nn.Linear` of the layer's shape with these weights."""
+    linear = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
+    linear.weight = _parameter(weight)
+    linear.bias = None if bias is None else _parameter(bias)
+    return linear.train(layer.training)
+
+
+def plain_conv2d(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """An ordinary `nn.Conv2d` of the layer's shape with these weights."""
+    conv = nn.Conv2d(
+        layer.in_channels,
+        layer.out_channels,
+        layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=bias is not None,
+        padding_mode=layer.padding_mode,
+        device="meta",
+    )
+    conv.weight = _parameter(weight)
+    conv.bias = None if bias is None else _parameter(bias)
+    return conv.train(layer.training)
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
+
+
+def protect_outputs(surgery: Surgery, gated: list[str], example: Example) -> None:
+    """Make in-place neighbours safe: backward reads a layer's output, which the next layer must not have overwritten.
+
+    In-place activations behind a gated layer are switched to new outputs; layers whose output is overwritten by the
+    model's own code (``out += identity``) keep the gated part apart.
+    """
+    layers = {name: surgery.model.get_submodule(name) for name in gated}
+    storages: dict[int, Tensor] = {}
+    inplace: list[str] = []
+
+    def held(_module, _args, out):
+        storages[out.untyped_storage().data_ptr()] = out
+
+    def check(module, args, name):
+        if args and isinstance(args[0], Tensor) and args[0].untyped_storage().data_ptr() in storages:
+            inplace.append(name)
+
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for layer in layers.values():
+            hooks.callback(layer.register_forward_hook(held).remove)
+        for name, module in surgery.model.named_modules():
+            if getattr(module, "inplace", False) is True:
+                hook = module.register_forward_pre_hook(lambda m, a, name=name: check(m, a, name))
+                hooks.callback(hook.remove)
+        run_example(surgery.model, example.args, example.kwargs)
+    for name in dict.fromkeys(inplace):
+        surgery.set_attribute(name, "inplace", False)
+
+    outputs: dict[str, list[tuple[Tensor, int]]] = {name: [] for name in gated}
+    with contextlib.ExitStack() as hooks, torch.no_grad():
+        for name, layer in layers.items():
+
+            def keep(_module, _args, out, name=name):
+                outputs[name].append((out, out._version))
+
+            hooks.callback(layer.register_forward_hook(keep).remove)
+        run_example(surgery.model, example.args, example.kwargs)
+    for name, kept in outputs.items():
+        if any(out._version != version for out, version in kept):
+            layers[name].keep = "gated"
