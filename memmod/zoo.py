@@ -1,0 +1,321 @@
+"""Base models: small networks for 8×8 and 28×28 images, any timm model by name, their training and their files."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
+from torch import Tensor, nn
+
+from memmod.data import Dataset, Split
+from memmod.errors import DataError, ModelError, RunError
+from memmod.memory import write_atomically
+
+SMALL = ("resnet", "vgg", "vit")
+EVALUATION_BATCH = 500
+
+
+def create_model(
+    name: str, num_classes: int, input_shape: tuple[int, int, int], pretrained: bool = False, seed: int = 0
+) -> nn.Module:
+    """A classifier by name, with weights drawn from `seed`.
+
+    Args:
+        name: "resnet", "vgg" or "vit" (small, for images of 8 to 64 pixels), else a timm model ("resnet18" or, where
+            the name is taken, "timm:NAME").
+        num_classes: logits.
+        input_shape: ``(C, H, W)`` of an image.
+        pretrained: load timm's pretrained weights.
+
+    Raises:
+        ModelError: an unknown name, or an image shape that the model does not take.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name in SMALL:
+            if pretrained:
+                raise ModelError(f"{name!r} has no pretrained weights: train it, or name a timm model")
+            return _small(name, num_classes, input_shape)
+        return _timm(name.removeprefix("timm:"), num_classes, input_shape, pretrained)
+
+
+def _small(name: str, num_classes: int, input_shape: tuple[int, int, int]) -> nn.Module:
+    channels, height, width = input_shape
+    if height != width or not 8 <= height <= 64:
+        raise ModelError(f"{name!r} takes square images of 8 to 64 pixels, not {height} × {width}: name a timm model")
+    if name == "vit":
+        return _small_vit(num_classes, channels, height)
+    model = SmallResNet(channels, num_classes) if name == "resnet" else SmallVGG(channels, num_classes)
+    model.default_cfg = {"input_size": tuple(input_shape), "num_classes": num_classes}
+    return model
+
+
+def _timm(name: str, num_classes: int, input_shape: tuple[int, int, int], pretrained: bool) -> nn.Module:
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*SMALL, *timm.list_models()], n=4)
+        raise ModelError(
+            f"unknown model {name!r}; it must be one of {', '.join(map(repr, SMALL))} or a timm model"
+            + (f", such as {', '.join(map(repr, near))}" if near else " (timm.list_models())")
+        )
+    options: dict[str, Any] = {"num_classes": num_classes, "in_chans": input_shape[0], "pretrained": pretrained}
+    try:
+        model = timm.create_model(name, img_size=input_shape[1:], **options)
+    except TypeError:
+        # Most convolutional networks take any size and have no such argument.
+        model = timm.create_model(name, **options)
+    model.default_cfg = {**(getattr(model, "default_cfg", None) or {}), "input_size": tuple(input_shape)}
+    model.pretrained_cfg = model.default_cfg
+    return model
+
+
+def _small_vit(num_classes: int, channels: int, size: int) -> nn.Module:
+    """A ViT (arXiv 2010.11929): patches of a quarter of the side; 64 wide and 4 deep at 8 pixels, else 96 wide, 5 deep."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    if size % 4:
+        raise ModelError(f"'vit' cuts images into 4 × 4 patches; a side of {size} pixels is not a multiple of 4")
+    model = VisionTransformer(
+        img_size=size,
+        patch_size=size // 4,
+        in_chans=channels,
+        num_classes=num_classes,
+        embed_dim=64 if size <= 8 else 96,
+        depth=4 if size <= 8 else 5,
+        num_heads=4,
+        mlp_ratio=2.0,
+        class_token=True,
+    )
+    model.default_cfg = {"input_size": (channels, size, size), "num_classes": num_classes}
+    return model
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions with BatchNorm and a shortcut (arXiv 1512.03385)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+class SmallResNet(nn.Module):
+    """A residual network of 16, 32 and 64 channels for small images ``[B, C, H, W]``; logits ``[B, num_classes]``."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
+        )
+        self.blocks = nn.Sequential(ResidualBlock(16, 16, 1), ResidualBlock(16, 32, 2), ResidualBlock(32, 64, 2))
+        self.fc = nn.Linear(64, num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(self.stem(x)).mean(dim=(2, 3)))
+
+
+class SmallVGG(nn.Module):
+    """A plain stack of convolutions with BatchNorm (arXiv 1409.1556) for small images; logits ``[B, num_classes]``."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (32, 64, 96):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                channels = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(channels, num_classes)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean(dim=(2, 3)))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a base is trained: AdamW with a one-cycle learning rate (arXiv 1708.07120) on cross-entropy.
+
+    `shift` moves images by up to that many pixels; `flip` mirrors half of them.
+    """
+
+    epochs: int = 6
+    batch_size: int = 128
+    lr: float = 3e-3
+    weight_decay: float = 0.01
+    label_smoothing: float = 0.0
+    shift: int = 0
+    flip: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise RunError(f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least 1")
+
+
+def default_training(model: str, dataset: Dataset) -> TrainConfig:
+    """Settings under which the small networks reach their accuracy on small images; a start for other models."""
+    few = len(dataset.train) < 5000
+    config = TrainConfig(epochs=60, batch_size=64, shift=0) if few else TrainConfig(epochs=6)
+    if model == "vit":
+        config = replace(config, lr=2e-3, weight_decay=0.05, epochs=80 if few else 7)
+    if dataset.name.startswith(("digits", "mnist")):
+        return replace(config, shift=1)
+    return replace(config, flip=True, shift=0 if model == "vit" else 1)
+
+
+def train_model(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train a base in place and measure it on the test split.
+
+    Args:
+        model: a classifier of `dataset`'s classes.
+        config: default: `TrainConfig()`.
+        progress: called after each step with (step, steps, loss).
+
+    Returns:
+        {"accuracy": on the test split, "class_accuracy": per class, "train_loss": of the last epoch}.
+
+    Raises:
+        RunError: the loss is not finite; `model` is left as it was at that step.
+    """
+    config = config or TrainConfig()
+    generator = torch.Generator().manual_seed(config.seed)
+    per_epoch = -(-len(dataset.train) // config.batch_size)
+    steps = config.epochs * per_epoch
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=0.2)
+    model.train()
+    losses: list[float] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        for step in range(steps):
+            if step % per_epoch == 0:
+                order = torch.randperm(len(dataset.train), generator=generator)
+                losses.clear()
+            place = step % per_epoch * config.batch_size
+            chosen = order[place : place + config.batch_size]
+            x = augment(dataset.train.batch(chosen), config, generator)
+            loss = F.cross_entropy(model(x), dataset.train.labels[chosen], label_smoothing=config.label_smoothing)
+            if not torch.isfinite(loss):
+                raise RunError(f"the loss is {loss.item()} at step {step + 1} of {steps}: lower lr ({config.lr})")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            if progress is not None:
+                progress(step + 1, steps, losses[-1])
+    model.eval()
+    accuracy, by_class = accuracies(model, dataset.test, dataset.num_classes)
+    return {"accuracy": accuracy, "class_accuracy": by_class, "train_loss": sum(losses) / len(losses)}
+
+
+def augment(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Randomly shifted (per sample, edges filled with the border's values) and mirrored images ``[B, C, H, W]``."""
+    batch, _, height, width = x.shape
+    if config.shift:
+        span = 2 * config.shift + 1
+        dy, dx = torch.randint(span, (2, batch), generator=generator)
+        padded = F.pad(x, (config.shift,) * 4, mode="replicate")
+        rows = (dy[:, None] + torch.arange(height))[:, None, :, None]
+        columns = (dx[:, None] + torch.arange(width))[:, None, None, :]
+        x = padded[torch.arange(batch)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+    if config.flip:
+        mirrored = torch.rand(batch, generator=generator) < 0.5
+        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
+    return x
+
+
+@torch.no_grad()
+def accuracies(model: nn.Module, split: Split, num_classes: int) -> tuple[float, list[float]]:
+    """(accuracy, accuracy per class) of a model on a split; a class without images gets NaN."""
+    predicted = torch.cat(
+        [model(split.batch(part)).argmax(1) for part in torch.arange(len(split)).split(EVALUATION_BATCH)]
+    )
+    right = (predicted == split.labels).double()
+    counts = torch.bincount(split.labels, minlength=num_classes).double()
+    per_class = torch.bincount(split.labels, weights=right, minlength=num_classes) / counts
+    return right.mean().item(), per_class.tolist()
+
+
+def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any]) -> None:
+    """Write a base to a folder: base.safetensors and base.json.
+
+    Args:
+        meta: at least "model" (its name), "num_classes", "input_shape", "class_names"; what else it holds is kept.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(Path(folder) / "base.safetensors", serialise(state))
+    write_atomically(Path(folder) / "base.json", json.dumps(meta, indent=2).encode())
+
+
+def load_base(folder: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
+    """(model in eval mode, meta) of a folder that `save_base` wrote.
+
+    Raises:
+        DataError: a file is missing, cut short or damaged, or the weights are of another network.
+    """
+    folder = Path(folder)
+    weights, card = folder / "base.safetensors", folder / "base.json"
+    if not weights.is_file() or not card.is_file():
+        raise DataError(f"there is no trained base in {folder} (base.safetensors, base.json): run `memmod train` first")
+    try:
+        meta = json.loads(card.read_text())
+        state = deserialise(weights.read_bytes())
+        model = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]))
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"the base in {folder} is damaged or cut short ({error}): train it again") from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(f"the weights in {weights} are not those of {meta['model']!r}: {error}") from error
+    return model.eval(), meta
+
+
+def base_meta(name: str, dataset: Dataset, config: TrainConfig, metrics: dict[str, Any]) -> dict[str, Any]:
+    """What `save_base` records of a trained base."""
+    return {
+        "model": name,
+        "data": dataset.name,
+        "num_classes": dataset.num_classes,
+        "class_names": list(dataset.class_names),
+        "input_shape": list(dataset.input_shape),
+        "training": asdict(config),
+        "metrics": metrics,
+    }
