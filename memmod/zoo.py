@@ -187,12 +187,13 @@ class TrainConfig:
 def default_training(model: str, dataset: Dataset) -> TrainConfig:
     """Settings under which the small networks reach their accuracy on small images; a start for other models."""
     few = len(dataset.train) < 5000
-    config = TrainConfig(epochs=60, batch_size=64, shift=0) if few else TrainConfig(epochs=6)
+    config = TrainConfig(epochs=60, batch_size=64) if few else TrainConfig(epochs=6)
     if model == "vit":
-        config = replace(config, lr=2e-3, weight_decay=0.05, epochs=80 if few else 7)
-    if dataset.name.startswith(("digits", "mnist")):
-        return replace(config, shift=1)
-    return replace(config, flip=True, shift=0 if model == "vit" else 1)
+        # On a held-out third of the digits' training half: 0.963 with lr 8e-3, 0.952 with 4e-3, 0.90 with 2e-3; a shift cost 0.05.
+        config = replace(config, lr=8e-3 if few else 2e-3, weight_decay=0.05, batch_size=32 if few else 128)
+    else:
+        config = replace(config, shift=1)
+    return replace(config, flip=dataset.name == "fashion-mnist")
 
 
 def train_model(
