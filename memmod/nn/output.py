@@ -62,7 +62,8 @@ class ModulatedOutput(Modulated):
             return super().__getattr__(name)
         except AttributeError:
             inner = self.__dict__.get("_modules", {}).get("inner")
-            if inner is None:
+            # Protocols (__deepcopy__, __reduce__) are this module's own, never those of what it wraps.
+            if inner is None or name.startswith("__"):
                 raise
             return getattr(inner, name)
 
