@@ -1,0 +1,94 @@
+"""The shapes that are measured: linear layers of ViTs and MLPs, conv layers of ResNets and of the small networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CLASSES = 10
+TOKENS = 197
+VIT_WIDTHS = {"T": 192, "S": 384, "B": 768}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer on one input. Linear: x ``[batch, *tokens, inputs]``; conv: x ``[batch, inputs, side, side]``."""
+
+    group: str
+    name: str
+    batch: int
+    inputs: int
+    outputs: int
+    tokens: int = 1
+    kernel: int = 0
+    side: int = 0
+    stride: int = 1
+    quick: bool = False
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        if self.kernel:
+            return (self.batch, self.inputs, self.side, self.side)
+        return (self.batch, self.tokens, self.inputs) if self.tokens > 1 else (self.batch, self.inputs)
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.outputs, self.inputs) + (self.kernel, self.kernel) * bool(self.kernel)
+
+    def __str__(self) -> str:
+        return f"{self.group}:{self.name}"
+
+
+def _vit() -> list[Case]:
+    cases = []
+    for size, width in VIT_WIDTHS.items():
+        for part, inputs, outputs in (
+            ("qkv", width, 3 * width),
+            ("proj", width, width),
+            ("fc1", width, 4 * width),
+            ("fc2", 4 * width, width),
+        ):
+            quick = (size, part) in (("T", "fc1"), ("S", "qkv"))
+            cases.append(Case("linear ViT", f"ViT-{size} {part}", 8, inputs, outputs, TOKENS, quick=quick))
+    return cases
+
+
+def _rows() -> list[Case]:
+    rows = [
+        Case("linear T=1", f"{width}² rows {batch}", batch, width, width, quick=(batch, width) == (1024, 1024))
+        for width in (256, 1024)
+        for batch in (128, 1024, 4096)
+    ]
+    rows.append(Case("linear small", "digits ViT fc1", 128, 64, 128, 17, quick=True))
+    rows.append(Case("linear small", "digits ViT qkv", 128, 64, 192, 17))
+    return rows
+
+
+def _convs() -> list[Case]:
+    cases = []
+    for width, side in ((64, 56), (128, 28), (256, 14), (512, 7)):
+        cases.append(
+            Case("conv 3x3", f"ResNet-18 {width}@{side}", 8, width, width, kernel=3, side=side, quick=width == 128)
+        )
+    for width, side in ((64, 8), (128, 4), (256, 2)):
+        cases.append(Case("conv 3x3", f"ResNet-18 {width}@{side} (32x32)", 64, width, width, kernel=3, side=side))
+    for width, side, quick in (
+        (16, 28, True),
+        (32, 14, False),
+        (64, 7, False),
+        (16, 8, True),
+        (32, 4, False),
+        (64, 2, False),
+    ):
+        image = "28x28" if side in (28, 14, 7) else "8x8"
+        cases.append(
+            Case("conv 3x3 small", f"{width}@{side} ({image})", 128, width, width, kernel=3, side=side, quick=quick)
+        )
+    for inputs, outputs, side in ((256, 64, 56), (64, 256, 56), (1024, 256, 14)):
+        cases.append(
+            Case("conv 1x1", f"{inputs}→{outputs}@{side}", 8, inputs, outputs, kernel=1, side=side, quick=side == 14)
+        )
+    return cases
+
+
+LINEAR = tuple(_vit() + _rows())
+CONV = tuple(_convs())
