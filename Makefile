@@ -1,0 +1,59 @@
+# Every target sets up what it needs first: .venv, the pinned requirements, and memmod built and installed editable.
+# On a machine whose torch comes from elsewhere: make VENV=/path/to/venv
+VENV ?= .venv
+PYTHON ?= python3
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+REQUIRED := $(VENV)/.stamp-requirements
+DEVELOP := $(VENV)/.stamp-dev
+INSTALLED := $(VENV)/.stamp-memmod
+SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
+
+.DELETE_ON_ERROR:
+.PHONY: demo test bench lint format clean distclean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/memmod demo
+
+test: export OMP_NUM_THREADS := 1
+test: $(INSTALLED) $(DEVELOP)
+	$(VENV)/bin/python -m pytest -n 2
+
+bench: $(INSTALLED) $(DEVELOP)
+	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
+
+lint: $(DEVELOP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	$(VENV)/bin/typos
+
+format: $(DEVELOP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_build_info.json $(INSTALLED)
+	find memmod kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "memmod needs Python 3.10 or newer: $(PYTHON) is older; use make PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(REQUIRED): requirements/setup.txt | $(VENV)/bin/python
+	$(PIP) -r requirements/setup.txt
+	@touch $@
+
+$(DEVELOP): requirements/dev.txt $(REQUIRED)
+	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+$(INSTALLED): $(REQUIRED) $(SOURCES)
+	$(PIP) --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,51 @@
+"""`from memmod import ModulatedLinear` is cheap and silent: no GPU, no compiler, no heavy library, no warning."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import memmod
+
+ROOT = Path(memmod.__file__).resolve().parent.parent
+HEAVY = ("triton", "timm", "sklearn", "torchvision", "transformers", "typer", "rich", "jinja2")
+PROGRAM = f"""
+import sys, torch
+before = set(sys.modules)
+from memmod import ModulatedLinear
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+heavy = sorted(new & set({HEAVY!r}))
+assert not heavy, f"imported {{heavy}}"
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+assert "memmod.ops.extension" not in sys.modules, "kernels were loaded"
+"""
+
+
+def _run(program: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", "-c", program]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_import_is_lean_and_silent():
+    result = _run(PROGRAM)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == result.stderr == ""
+
+
+@pytest.mark.parametrize("heavy", ["sklearn", "rich"])
+def test_the_check_notices_a_heavy_import(heavy):
+    pytest.importorskip(heavy)
+    result = _run(PROGRAM.replace("from memmod import ModulatedLinear", f"import {heavy}"))
+    assert f"imported ['{heavy}']" in result.stderr
+
+
+def test_first_call_is_silent():
+    program = (
+        "import torch; from memmod.functional import modulate_output as m; m(torch.randn(2, 3), torch.randn(4, 3), "
+    )
+    result = _run(program + "torch.tensor([1, -1]))")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == result.stderr == ""
