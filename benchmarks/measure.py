@@ -20,7 +20,7 @@ PHASES = ("forward", "forward+backward")
 
 @dataclass
 class Result:
-    """One rival on one case: times in seconds, ratios to plain round by round, peak extra bytes, or why it is left out."""
+    """One rival on one case: times in seconds, ratios to plain by round, peak extra bytes, or why it is left out."""
 
     case: str
     group: str

@@ -1,4 +1,4 @@
-"""Turns a modulated model back into an ordinary one: with the gates of a selection written into its weights, or without."""
+"""Turns a modulated model back into an ordinary one, with or without a selection's gates in its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from memmod.errors import ModelError
-from memmod.nn import ModulatedConv2d, ModulatedLinear, ModulatedMultiheadAttention, ModulatedOutput
+from memmod.nn import ModulatedConv2d, ModulatedMultiheadAttention, ModulatedOutput
 from memmod.nn._modulated import Modulated
 from memmod.ops.gating import gates as gates_of_selection
 from memmod.surgery import plain_conv2d, plain_linear
@@ -110,7 +110,7 @@ def _agree(actual: Tensor, expected: Tensor) -> bool:
 
 
 def _scaled_copy(inner: nn.Module, gates: Tensor, x: Tensor) -> nn.Module | None:
-    """The layer with its units' weights and biases scaled: right for norms, and for convs that only pad their own way."""
+    """The layer with its units' weights and biases scaled: right for norms, and for convs that pad their own way."""
     weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.shape[0] != gates.numel():
         return None

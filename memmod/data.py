@@ -297,8 +297,10 @@ def read_idx(path: Path, dims: int) -> Tensor:
         raise DataError(
             f"{path} holds {len(content) - header} bytes, its header says {expected} for shape {shape}: fetch it anew"
         )
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape) if expected else (
-        torch.empty(shape, dtype=torch.uint8)
+    return (
+        torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
+        if expected
+        else (torch.empty(shape, dtype=torch.uint8))
     )
 
 
@@ -323,8 +325,8 @@ def _torchvision(kind: str, root: str | os.PathLike, name: str, **options: Any) 
     except Exception as error:
         advice = "it may be damaged: delete it there and" if Path(root).is_dir() else "put it there, or"
         raise DataError(
-            f"{name} cannot be loaded from {root} ({type(error).__name__}: {error}): {advice} let torchvision download it "
-            "(--download)"
+            f"{name} cannot be loaded from {root} ({type(error).__name__}: {error}): {advice} let torchvision "
+            "download it (--download)"
         ) from error
 
 
@@ -338,12 +340,14 @@ def _imagenet(root: str | os.PathLike | None, image_size: int) -> Dataset:
             parts.append(datasets.ImageNet(str(base), split=split))
         except Exception as error:
             raise DataError(
-                f"imagenet cannot be loaded from {base} ({error}): put ILSVRC2012_devkit_t12.tar.gz and the train and val "
-                "archives of image-net.org there (--data-root)"
+                f"imagenet cannot be loaded from {base} ({error}): put ILSVRC2012_devkit_t12.tar.gz and the train and "
+                "val archives of image-net.org there (--data-root)"
             ) from error
     splits = [FileSplit([p for p, _ in part.samples], torch.tensor(part.targets), image_size) for part in parts]
     names = tuple(entry[0] for entry in parts[0].classes)
-    names = tuple(f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, parts[0].wnids, strict=True))
+    names = tuple(
+        f"{name} ({wnid})" if names.count(name) > 1 else name for name, wnid in zip(names, parts[0].wnids, strict=True)
+    )
     return Dataset("imagenet", splits[0], splits[1], names, (3, image_size, image_size))
 
 
@@ -380,7 +384,8 @@ def _class_folders(path: Path) -> tuple[list[str], Tensor, tuple[str, ...]]:
         found = sorted(str(file) for file in (path / name).rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             raise DataError(
-                f"{path / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some, or take the folder away"
+                f"{path / name} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}): add some, "
+                "or take the folder away"
             )
         files += found
         labels += [number] * len(found)

@@ -43,7 +43,7 @@ def _folds(norm: nn.Module) -> bool:
 
 
 def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A new convolution equal to ``norm(conv(x))`` without the norm's activation; computed in fp64, stored as conv's dtype."""
+    """A new convolution equal to ``norm(conv(x))`` without the norm's activation; computed in fp64."""
     var, mean = norm.running_var.double(), norm.running_mean.double()
     gamma = torch.ones_like(var) if norm.weight is None else norm.weight.detach().double()
     beta = torch.zeros_like(var) if norm.bias is None else norm.bias.detach().double()

@@ -65,7 +65,7 @@ def write_memory_file(path: str | os.PathLike, memories: dict[str, Tensor], card
 
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:
-    """The card of a memory file: format, version, num_classes, class_names, base_sha256, config, and what its maker added.
+    """The card of a memory file: format, version, num_classes, class_names, base_sha256, config, and its maker's own.
 
     Raises:
         MemoryFileError: missing, cut short, not safetensors, not a memory file, or of a newer format.
@@ -119,7 +119,8 @@ def check_memories(path: str | os.PathLike, stored: dict[str, Tensor], expected:
     for name, memory in expected.items():
         if stored[name].shape != memory.shape:
             raise MemoryFileError(
-                f"{path}: the memory {name} has shape {tuple(stored[name].shape)}, this model needs {tuple(memory.shape)}"
+                f"{path}: the memory {name} has shape {tuple(stored[name].shape)}, "
+                f"this model needs {tuple(memory.shape)}"
             )
         if not stored[name].is_floating_point() or not torch.isfinite(stored[name]).all():
             raise MemoryFileError(f"{path}: the memory {name} ({stored[name].dtype}) holds values that are not finite")

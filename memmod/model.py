@@ -1,4 +1,4 @@
-"""A whole model that forgets classes by sample: `modulate()` makes it, `ModulatedModel` runs, proves, bakes and stores it."""
+"""A whole model that forgets classes by sample: made by `modulate()`; runs, verifies, bakes and stores itself."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class Summary:
     def __str__(self) -> str:
         table = [("layer", "kind", "action", "reason"), *((r.name, r.kind, r.action, r.reason) for r in self.rows)]
         widths = [max(len(row[column]) for row in table) for column in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in table]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()
+            for row in table
+        ]
         counts = ", ".join(f"{count} {action}" for action, count in self.counts().items())
         return "\n".join([*lines, counts])
 
@@ -48,8 +51,8 @@ class ModulatedModel(nn.Module):
     """A frozen base whose layers carry a memory ``[num_classes, K]`` each, one row per class; made by `modulate()`.
 
     ``wf(x, forget=...)`` runs the base with the selected classes filtered out, per sample. Other attributes
-    (`forward_features`, `default_cfg`, ...) pass through to the inner model `wf.model`; ``with wf.forgetting(...)`` makes
-    them obey a selection too. The base stays frozen and in eval mode whatever `train()` is called; the memories are the
+    (`forward_features`, `default_cfg`, ...) pass through to the inner model `wf.model`; ``with wf.forgetting(...)``
+    makes them obey a selection too. The base stays frozen and in eval mode whatever `train()` is called; the memories are the
     only parameters that train. Implements arXiv 2304.02049.
     """
 
@@ -221,8 +224,8 @@ class ModulatedModel(nn.Module):
     def verify(self, example_input: Any = None) -> None:
         """Prove on an example (default: random images of the example's shape) that every gate acts.
 
-        Every gated layer is called; a selection for one sample changes its logits and leaves the others' bit-equal; each
-        layer alone changes the logits. The trained memories are not used, and nothing is changed.
+        Every gated layer is called; a selection for one sample changes its logits and leaves the others' bit-equal;
+        each layer alone changes the logits. The trained memories are not used, and nothing is changed.
 
         Raises:
             ModelError: it does not hold; the layer is named.
@@ -335,7 +338,7 @@ def modulate(
 
     Args:
         model: any classifier; it is not changed.
-        num_classes: C; default: as many as the head's logits. For models that are not classifiers: the number of concepts.
+        num_classes: C; default: as many as the head's logits. Without a classifier: the number of concepts.
         example_input: a batch ``[B, ...]``, B ≥ 2, as the model takes it (a tuple of arguments or a dict of keyword
             arguments too); default: random images of the size that the model says it takes.
         config: granularity, gate, which layers.
@@ -343,7 +346,7 @@ def modulate(
         only: gate exactly the layers of these names, as a memory file lists them.
 
     Raises:
-        ModelError: no layer can be gated, the example is rejected or too small, or `num_classes` disagrees with the head.
+        ModelError: no layer can be gated, the example is rejected or too small, `num_classes` disagrees with the head.
     """
     config = config or ModulateConfig()
     example = default_or(example_input, model)

@@ -180,7 +180,7 @@ def rows_are_samples(first: list[ModuleCall], second: list[ModuleCall], batch: i
 
 
 def weight_readers(observation: Observation, owners: dict[int, str]) -> Iterator[tuple[str, FunctionCall]]:
-    """The calls that took a weight outside its own layer's forward: (layer name, call) for `owners` id(weight) → name."""
+    """The calls that took a weight outside its own layer's forward: (layer name, call); `owners`: id(weight) → name."""
     for call in observation.calls:
         for tensor_id in call.inputs:
             owner = owners.get(tensor_id)

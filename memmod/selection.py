@@ -1,4 +1,4 @@
-"""Selections: which classes each sample forgets. Turns what a user writes into an index, and holds it while a model runs."""
+"""Selections: which classes each sample forgets; from what a user writes to an index, held while a model runs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def to_index(
 
     Args:
         forget: -1 (nothing), an int or a class name (the whole batch), a set of them (all of the set, for the whole
-            batch), an int64 tensor (0-d, ``[B]`` or ``[B, S]``), or a list with one entry per sample: ints, names, sets.
+            batch), an int64 tensor (0-d, ``[B]`` or ``[B, S]``), or a list with one entry per sample (int, name, set).
         num_classes: C; class numbers lie in [0, C).
         class_names: C names, where the model has them.
         device: where the layers are; tensors must already be there.
 
     Returns:
-        int64 ``[B]`` or ``[B, S]``, contiguous, -1 = nothing; ``[1]`` or ``[1, S]`` where one selection serves the whole
-        batch; None where nothing is selected at all.
+        int64 ``[B]`` or ``[B, S]``, contiguous, -1 = nothing; ``[1]`` or ``[1, S]`` where one selection serves the
+        whole batch; None where nothing is selected at all.
 
     Raises:
         SelectionError: an unknown name, a class out of range, a wrong dtype, shape, device or type. The values of a
@@ -82,8 +82,8 @@ def _list_index(
             rows.append(_set_entries(entry, num_classes, class_names))
         elif isinstance(entry, (list, tuple, Tensor)):
             raise SelectionError(
-                f"entry {sample} of the selection is a {type(entry).__name__}: a list has one entry per sample, each an "
-                "int, a class name or a set of them"
+                f"entry {sample} of the selection is a {type(entry).__name__}: a list has one entry per sample, each "
+                "an int, a class name or a set of them"
             )
         else:
             rows.append([_class_number(entry, num_classes, class_names)])
@@ -181,8 +181,8 @@ class SelectionState:
             return self._backward[task]
         if local.depth == 0 and self._scope_without_forward:
             raise SelectionError(
-                "activation checkpointing recomputes this model in the backward pass, where the selection of its forward "
-                "is unknown: keep `with model.forgetting(...)` open around backward(), or call model(x, forget=...)"
+                "activation checkpointing recomputes this model in the backward pass, where the selection of its "
+                "forward is unknown: keep `with model.forgetting(...)` open around backward(), or call model(x, forget=...)"
             )
         return local.index, local.batch_statistics
 

@@ -22,7 +22,6 @@ from memmod.observe import (
     LAYER_FUNCTIONS,
     Observation,
     logits_of,
-    observe,
     rows_are_samples,
     run_example,
     weight_readers,
@@ -154,16 +153,22 @@ class Example:
         Raises:
             ModelError: no tensor, or fewer than 2 samples.
         """
-        args, kwargs = ((), value) if isinstance(value, dict) else (tuple(value), {}) if isinstance(
-            value, (tuple, list)
-        ) else ((value,), {})
+        args, kwargs = (
+            ((), value)
+            if isinstance(value, dict)
+            else (tuple(value), {})
+            if isinstance(value, (tuple, list))
+            else ((value,), {})
+        )
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if not tensors or tensors[0].dim() == 0:
-            raise ModelError(f"example_input holds no batch of tensors: {type(value).__name__}; pass [B, ...] with B >= 2")
+            raise ModelError(
+                f"example_input holds no batch of tensors: {type(value).__name__}; pass [B, ...] with B >= 2"
+            )
         if tensors[0].shape[0] < 2:
             raise ModelError(
-                f"example_input has shape {tuple(tensors[0].shape)}: at least 2 samples are needed, to tell which rows of "
-                "a layer belong to which sample"
+                f"example_input has shape {tuple(tensors[0].shape)}: at least 2 samples are needed, to tell which "
+                "rows of a layer belong to which sample"
             )
         return cls(args, kwargs, tensors[0].shape[0])
 
@@ -581,8 +586,10 @@ def _why(module: nn.Module, new: Modulated, norm: nn.Module | None) -> str:
 def _drop_projections_not_chosen(surgery: Surgery, chosen: set[str]) -> None:
     """Projections of replaced attention that were refused (filter, skip) become ordinary layers again."""
     for name, module in list(surgery.model.named_modules()):
-        if isinstance(module, ModulatedLinear) and name not in chosen and any(
-            name.startswith(f"{other}.") for other, _ in surgery.originals
+        if (
+            isinstance(module, ModulatedLinear)
+            and name not in chosen
+            and any(name.startswith(f"{other}.") for other, _ in surgery.originals)
         ):
             surgery.replace(name, plain_linear(module, module.weight, module.bias))
 

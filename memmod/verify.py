@@ -23,7 +23,7 @@ LAYERS_PER_RUN = 8
 
 
 class _Probe:
-    """Stands in for the layers' memories: memories that act whatever was trained, and a selection of each layer's own."""
+    """Stands in for the layers' memories: they act whatever was trained, and each layer has a selection of its own."""
 
     def __init__(self, layers: dict[Modulated, str]) -> None:
         self.layers = layers
@@ -119,8 +119,8 @@ def _check_each(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
     probe.selections = {}
     if idle:
         raise ModelError(
-            f"{_list(idle)} are gated, but their gates do not change the logits (a zero-initialised norm, layer scale or "
-            "head behind them, or an output that is not used): train the base first, or skip them (ModulateConfig.skip)"
+            f"{_list(idle)} are gated, but their gates do not change the logits (a zero-initialised norm, layer scale "
+            "or head behind them, or an output that is not used): train the base first, or skip them (ModulateConfig.skip)"
         )
 
 

@@ -81,7 +81,7 @@ def _timm(name: str, num_classes: int, input_shape: tuple[int, int, int], pretra
 
 
 def _small_vit(num_classes: int, channels: int, size: int) -> nn.Module:
-    """A ViT (arXiv 2010.11929): patches of a quarter of the side; 64 wide and 4 deep at 8 pixels, else 96 wide, 5 deep."""
+    """A ViT (arXiv 2010.11929) of 4 × 4 patches: 64 wide and 4 deep at 8 pixels, else 96 wide and 5 deep."""
     from timm.models.vision_transformer import VisionTransformer
 
     if size % 4:
@@ -189,7 +189,8 @@ def default_training(model: str, dataset: Dataset) -> TrainConfig:
     few = len(dataset.train) < 5000
     config = TrainConfig(epochs=60, batch_size=64) if few else TrainConfig(epochs=6)
     if model == "vit":
-        # On a held-out third of the digits' training half: 0.963 with lr 8e-3, 0.952 with 4e-3, 0.90 with 2e-3; a shift cost 0.05.
+        # On a held-out third of the digits' training half: 0.963 with lr 8e-3, 0.952 with 4e-3, 0.90 with 2e-3;
+        # a shift cost 0.05.
         config = replace(config, lr=8e-3 if few else 2e-3, weight_decay=0.05, batch_size=32 if few else 128)
     else:
         config = replace(config, shift=1)
@@ -256,7 +257,9 @@ def augment(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tenso
         padded = F.pad(x, (config.shift,) * 4, mode="replicate")
         rows = (dy[:, None] + torch.arange(height))[:, None, :, None]
         columns = (dx[:, None] + torch.arange(width))[:, None, None, :]
-        x = padded[torch.arange(batch)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns]
+        x = padded[
+            torch.arange(batch)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns
+        ]
     if config.flip:
         mirrored = torch.rand(batch, generator=generator) < 0.5
         x = torch.where(mirrored[:, None, None, None], x.flip(3), x)

@@ -11,7 +11,7 @@ EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32,
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give a model weights with which every layer matters.
 
-    Untrained networks often have zero-initialised last norms, layer scales or heads, behind which a gate changes nothing.
+    Untrained networks often have zero-initialised last norms, layer scales or heads: a gate there changes nothing.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -263,7 +263,9 @@ def test_batch_statistics_with_zero_scale_and_single_values() -> None:
     with wf.batch_statistics():
         wf(images(4), forget=1).sum().backward()
     gate = wf.gates()["blocks.0.conv1.memory"][1, 3]
-    torch.testing.assert_close(seen[0][:, 3], torch.full_like(seen[0][:, 3], (gate * base.blocks[0].bn1.bias[3]).item()))
+    torch.testing.assert_close(
+        seen[0][:, 3], torch.full_like(seen[0][:, 3], (gate * base.blocks[0].bn1.bias[3]).item())
+    )
     assert all(torch.isfinite(m.grad).all() for m in wf.memory_parameters())
 
 
@@ -424,7 +426,11 @@ def test_verify_names_a_layer_that_was_not_called() -> None:
 @pytest.mark.parametrize(
     ("make", "options", "text"),
     [
-        (lambda: nn.Sequential(nn.Flatten(), nn.ReLU()), {"num_classes": 3}, "no linear or conv layer that can be gated"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.ReLU()),
+            {"num_classes": 3},
+            "no linear or conv layer that can be gated",
+        ),
         (small, {"num_classes": 7}, "num_classes is 7, but the model's head (fc) gives 10 logits"),
         (small, {"example_input": torch.randn(2, 3, 8, 8)}, "rejects the example input of shape (2, 3, 8, 8)"),
         (small, {"example_input": torch.randn(1, *SHAPE)}, "at least 2 samples are needed"),

@@ -315,7 +315,9 @@ def test_concepts_of_a_model_without_a_head() -> None:
 
 
 def test_existing_modulated_layers_are_kept() -> None:
-    base = Net(lambda net, x: net.conv(x).relu(), norm=nn.Identity(), conv=ModulatedConv2d(4, 4, 3, 5, padding=1, init=1.0))
+    base = Net(
+        lambda net, x: net.conv(x).relu(), norm=nn.Identity(), conv=ModulatedConv2d(4, 4, 3, 5, padding=1, init=1.0)
+    )
     wf = modulate(base, example_input=X)
     assert [type(m) for m in wf.model.modules() if isinstance(m, Modulated)] == [ModulatedConv2d]
     assert (wf.model.conv.memory == 1.0).all()

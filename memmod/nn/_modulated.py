@@ -27,8 +27,8 @@ class Modulation(NamedTuple):
 class Modulated(nn.Module):
     """Mixin of the modulated layers.
 
-    A memory is fp32 whatever the layer's own parameters become (`.half()`, `.to(torch.bfloat16)`): the gates' logarithms
-    lose too much below that. Only `.double()` widens it.
+    A memory is fp32 whatever the layer's own parameters become (`.half()`, `.to(torch.bfloat16)`): small steps of
+    training are lost below that. Only `.double()` widens it.
     """
 
     memory: nn.Parameter | None

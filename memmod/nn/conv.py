@@ -12,10 +12,10 @@ from memmod.nn.linear import _share
 
 
 class ModulatedConv2d(Modulated, nn.Conv2d):
-    """Applies ``y = s_out ⊙ (conv(s_in ⊙ x, W) + b)``, with the gates ``s = σ(memory)`` of each sample's selected classes.
+    """Applies ``y = s_out ⊙ (conv(s_in ⊙ x, W) + b)``, with gates ``s = σ(memory)`` of each sample's selected classes.
 
-    Drop-in for `torch.nn.Conv2d`: the same parameters and state-dict keys, plus `memory` ``[num_classes, out_channels]``
-    and/or `input_memory` ``[num_classes, in_channels]``. With nothing selected it is the plain layer. Implements the
+    Drop-in for `torch.nn.Conv2d`: the same parameters and state-dict keys, plus `memory`
+    ``[num_classes, out_channels]`` and/or `input_memory` ``[num_classes, in_channels]``. With nothing selected it is the plain layer. Implements the
     filtering of arXiv 2304.02049.
 
     Args:
@@ -130,7 +130,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         )
 
     def _modulate_standardised(self, u: Tensor, memory: Tensor | None, index: Tensor | None) -> Tensor:
-        """BatchNorm in training mode on the folded output u ``[N, O, H, W]``, then the gate; running statistics untouched."""
+        """BatchNorm in training mode on the folded output u ``[N, O, H, W]``, then the gate; no statistics are kept."""
         if u.numel() <= u.shape[1]:
             # One value per channel has no variance.
             scale, shift = torch.ones_like(self.norm_scale), torch.zeros_like(self.norm_shift)

@@ -10,10 +10,10 @@ from memmod.nn._modulated import INITIAL_MEMORY, Modulated
 
 
 class ModulatedLinear(Modulated, nn.Linear):
-    """Applies ``y = s_out ⊙ ((s_in ⊙ x) Wᵀ + b)``, with the gates ``s = σ(memory)`` of each sample's selected classes.
+    """Applies ``y = s_out ⊙ ((s_in ⊙ x) Wᵀ + b)``, with gates ``s = σ(memory)`` of each sample's selected classes.
 
-    Drop-in for `torch.nn.Linear`: the same parameters and state-dict keys, plus `memory` ``[num_classes, out_features]``
-    and/or `input_memory` ``[num_classes, in_features]``. With nothing selected it is the plain layer. Several selected
+    Drop-in for `torch.nn.Linear`: the same parameters and state-dict keys, plus `memory`
+    ``[num_classes, out_features]`` and/or `input_memory` ``[num_classes, in_features]``. With nothing selected it is the plain layer. Several selected
     classes multiply their gates. Implements the filtering of arXiv 2304.02049.
 
     Args:

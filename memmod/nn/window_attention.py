@@ -29,7 +29,9 @@ class ModulatedWindowAttention(nn.Module):
         self.position = copy.copy(attention)
         self.position._modules = {k: m for k, m in attention._modules.items() if k not in ("qkv", "proj")}
         self.cosine = isinstance(attention, ShiftedWindowAttentionV2)
-        self.qkv = ModulatedLinear.from_linear(_keyless_bias(attention) if self.cosine else attention.qkv, num_classes, **options)
+        self.qkv = ModulatedLinear.from_linear(
+            _keyless_bias(attention) if self.cosine else attention.qkv, num_classes, **options
+        )
         self.proj = ModulatedLinear.from_linear(attention.proj, num_classes, **options)
         self.train(attention.training)
 
@@ -46,7 +48,10 @@ class ModulatedWindowAttention(nn.Module):
         bias = own.get_relative_position_bias()
         x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
         padded_h, padded_w = x.shape[1:3]
-        shift = [s if w < size else 0 for s, w, size in zip(own.shift_size, own.window_size, (padded_h, padded_w), strict=True)]
+        shift = [
+            s if w < size else 0
+            for s, w, size in zip(own.shift_size, own.window_size, (padded_h, padded_w), strict=True)
+        ]
         if any(shift):
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         x = _windows(x, rows, columns)

@@ -41,7 +41,9 @@ def test_equals_the_library(batch_first: bool, bias: bool, kind: str, need_weigh
     if masks in ("padding", "both"):
         padding = torch.zeros(B, length, dtype=torch.bool)
         padding[1, -2:] = True
-        options["key_padding_mask"] = padding if masks == "padding" else torch.zeros(B, length).masked_fill(padding, -1e9)
+        options["key_padding_mask"] = (
+            padding if masks == "padding" else torch.zeros(B, length).masked_fill(padding, -1e9)
+        )
     for average in (True, False):
         expected = plain(query, key, value, average_attn_weights=average, **options)
         got = ours(query, key, value, average_attn_weights=average, **options)
@@ -80,7 +82,11 @@ def test_gates_by_sample(batch_first: bool, kind: str) -> None:
 
 
 def test_no_equivalent_is_refused_with_the_reason() -> None:
-    for options, text in (({"kdim": 4}, "kdim"), ({"add_bias_kv": True}, "add_bias_kv"), ({"add_zero_attn": True}, "add_zero")):
+    for options, text in (
+        ({"kdim": 4}, "kdim"),
+        ({"add_bias_kv": True}, "add_bias_kv"),
+        ({"add_zero_attn": True}, "add_zero"),
+    ):
         attention = nn.MultiheadAttention(E, H, **options)
         with pytest.raises(ModelError, match=text):
             ModulatedMultiheadAttention.from_multihead_attention(attention, 4)

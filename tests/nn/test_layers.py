@@ -67,7 +67,10 @@ def test_conv2d_padding_modes(mode: str) -> None:
 
 @pytest.mark.parametrize(
     ("plain", "make"),
-    [(nn.Linear(4, 6), ModulatedLinear.from_linear), (nn.Conv2d(4, 6, 3, stride=2, bias=False), ModulatedConv2d.from_conv2d)],
+    [
+        (nn.Linear(4, 6), ModulatedLinear.from_linear),
+        (nn.Conv2d(4, 6, 3, stride=2, bias=False), ModulatedConv2d.from_conv2d),
+    ],
 )
 def test_from_constructors_share_the_weight(plain: nn.Module, make) -> None:
     layer = make(plain, 5, granularity="unit+input", init=1.5)
