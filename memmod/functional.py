@@ -1,7 +1,7 @@
 """Modulated layers as functions: what the modules call.
 
-A selection's shape, dtype and device are checked here, the range of its classes inside the ops. Autocast casts x, weight
-and bias as it does for the plain layers, never a memory.
+A selection's shape, dtype and device are checked here, the range of its classes inside the ops. Autocast casts x,
+weight and bias as it does for the plain layers, never a memory.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def modulated_linear(
         keep: "gated" keeps the gated product for the backward instead of y, for a y that is changed in place.
 
     Raises:
-        SelectionError: an index of a wrong dtype, shape, device or range, rows that are not a multiple of B, a memory of
-            a wrong width or dtype, an unknown gate or keep.
+        SelectionError: an index of a wrong dtype, shape, device or range, rows that are not a multiple of B, a memory
+            of a wrong width or dtype, an unknown gate or keep.
     """
     if index is None or (memory is None and input_memory is None):
         _check_options(gate, keep)
@@ -84,8 +84,8 @@ def modulated_conv2d(
 
     Shapes:
         x ``[k·B, I, H, W]`` (row r belongs to sample r // k), weight ``[O, I / groups, kH, kW]``, bias ``[O]``, memory
-        ``[C, O]``, input_memory ``[C, I]``, index int64 ``[B]`` or ``[B, S]`` → ``[k·B, O, H', W']``, channels_last if x
-        or weight is.
+        ``[C, O]``, input_memory ``[C, I]``, index int64 ``[B]`` or ``[B, S]`` → ``[k·B, O, H', W']``, channels_last
+        if x or weight is.
 
     Raises:
         SelectionError: as `modulated_linear`.
@@ -198,9 +198,7 @@ def _learns(memory: Tensor | None) -> bool:
 
 
 def _keeps(memory: Tensor | None, gate: str, gate_bias: bool, bias: Tensor | None, keep: str) -> bool:
-    if gate == "hard" or not _learns(memory):
-        return False
-    return keep == "gated" or not output_is_enough(gate, gate_bias, bias is not None)
+    return _learns(memory) and (keep == "gated" or not output_is_enough(gate, gate_bias, bias is not None))
 
 
 def _usable(index: Tensor) -> Tensor:

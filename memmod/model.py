@@ -17,6 +17,7 @@ from memmod import memory as memory_file
 from memmod import surgery as _surgery
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.nn._modulated import Modulated
+from memmod.observe import observe
 from memmod.ops import gating
 from memmod.selection import Forget, SelectionState, to_index
 from memmod.surgery import Example, ModulateConfig, Row, Surgery
@@ -52,8 +53,8 @@ class ModulatedModel(nn.Module):
 
     ``wf(x, forget=...)`` runs the base with the selected classes filtered out, per sample. Other attributes
     (`forward_features`, `default_cfg`, ...) pass through to the inner model `wf.model`; ``with wf.forgetting(...)``
-    makes them obey a selection too. The base stays frozen and in eval mode whatever `train()` is called; the memories are the
-    only parameters that train. Implements arXiv 2304.02049.
+    makes them obey a selection too. The base stays frozen and in eval mode whatever `train()` is called; the memories
+    are the only parameters that train. Implements arXiv 2304.02049.
     """
 
     def __init__(
@@ -354,15 +355,15 @@ def modulate(
     surgery = Surgery(copy.deepcopy(model).eval().requires_grad_(False))
     base_sha256 = memory_file.state_sha256(model)
 
-    first = _surgery.observe(surgery.model, example.args, example.kwargs)
+    first = observe(surgery.model, example.args, example.kwargs)
     heads = _surgery.find_heads(surgery.model, first)
     num_classes = _surgery.resolve_num_classes(num_classes, heads, first)
     names = _checked_names(class_names, num_classes)
 
     _surgery.open_attention(surgery, num_classes, config)
-    first = _surgery.observe(surgery.model, example.args, example.kwargs)
+    first = observe(surgery.model, example.args, example.kwargs)
     changed = example.with_sample_changed(1)
-    second = _surgery.observe(surgery.model, changed.args, changed.kwargs)
+    second = observe(surgery.model, changed.args, changed.kwargs)
     norms = _surgery.fold(surgery, first, example) if config.fold else {}
     chosen = _surgery.plan_layers(surgery, first, second, heads, norms, config, example.batch, only)
     gated = _surgery.gate_layers(surgery, chosen, norms, first, num_classes, config)

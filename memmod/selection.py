@@ -182,7 +182,8 @@ class SelectionState:
         if local.depth == 0 and self._scope_without_forward:
             raise SelectionError(
                 "activation checkpointing recomputes this model in the backward pass, where the selection of its "
-                "forward is unknown: keep `with model.forgetting(...)` open around backward(), or call model(x, forget=...)"
+                "forward is unknown: keep `with model.forgetting(...)` open around backward(), or call "
+                "model(x, forget=...)"
             )
         return local.index, local.batch_statistics
 

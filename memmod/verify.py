@@ -120,7 +120,8 @@ def _check_each(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
     if idle:
         raise ModelError(
             f"{_list(idle)} are gated, but their gates do not change the logits (a zero-initialised norm, layer scale "
-            "or head behind them, or an output that is not used): train the base first, or skip them (ModulateConfig.skip)"
+            "or head behind them, or an output that is not used): train the base first, or skip them "
+            "(ModulateConfig.skip)"
         )
 
 

@@ -15,8 +15,8 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
     """Applies ``y = s_out ⊙ (conv(s_in ⊙ x, W) + b)``, with gates ``s = σ(memory)`` of each sample's selected classes.
 
     Drop-in for `torch.nn.Conv2d`: the same parameters and state-dict keys, plus `memory`
-    ``[num_classes, out_channels]`` and/or `input_memory` ``[num_classes, in_channels]``. With nothing selected it is the plain layer. Implements the
-    filtering of arXiv 2304.02049.
+    ``[num_classes, out_channels]`` and/or `input_memory` ``[num_classes, in_channels]``. With nothing
+    selected it is the plain layer. Implements the filtering of arXiv 2304.02049.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
