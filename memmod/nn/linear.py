@@ -14,7 +14,8 @@ class ModulatedLinear(Modulated, nn.Linear):
 
     Drop-in for `torch.nn.Linear`: the same parameters and state-dict keys, plus `memory`
     ``[num_classes, out_features]`` and/or `input_memory` ``[num_classes, in_features]``. With nothing
-    selected it is the plain layer. Several selected classes multiply their gates. Implements the filtering of arXiv 2304.02049.
+    selected it is the plain layer. Several selected classes multiply their gates. Implements the
+    filtering of arXiv 2304.02049.
 
     Args:
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.

@@ -1,4 +1,4 @@
-"""The ops `torch.ops.memmod.*`: schemas, fakes and gradients; importing this defines them, kernels load at first use."""
+"""The ops `torch.ops.memmod.*`: importing this defines them; compiled kernels load at the first call."""
 
 from memmod.ops import modulate_output, modulated_conv2d, modulated_linear, reference
 from memmod.ops.dispatch import BACKENDS, availability, get_backend, set_backend

@@ -1,4 +1,4 @@
-"""Autocast for modulated layers: the casts that the plain layers get, the copy of a frozen weight kept between calls."""
+"""Autocast for modulated layers: the casts of the plain layers, with the copy of a frozen weight kept between calls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _copies = WeakIdKeyDictionary()
 def cast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """x, weight and bias in the dtype of the enabled autocast region; unchanged outside of one."""
     device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return x, weight, bias
     dtype = torch.get_autocast_dtype(device)
     return (
@@ -38,7 +38,8 @@ def _eligible(t: Tensor, dtype: torch.dtype) -> bool:
 def _cast_parameter(t: Tensor, dtype: torch.dtype) -> Tensor:
     if not _eligible(t, dtype):
         return t
-    if t.requires_grad or torch.compiler.is_compiling() or t.is_inference() or not torch.is_autocast_cache_enabled():
+    plain = type(t) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling() and not t.is_inference()
+    if t.requires_grad or not plain or not torch.is_autocast_cache_enabled():
         return t.to(dtype)
     copy = _copies.get(t)
     fresh = copy is not None and copy.tensor.dtype is dtype and copy.tensor.device == t.device

@@ -35,9 +35,15 @@ _unavailable: dict[str, str] = {
     "triton": "no Triton kernels are registered",
     "cuda": "no CUDA kernels are registered",
 }
-_forced: str | None = None
 _loaded = False
 _load_lock = threading.RLock()
+
+
+def _environment() -> str | None:
+    return os.environ.get("MEMMOD_BACKEND") or None
+
+
+_forced = _environment()
 
 
 def register(op: str, backend: str, run: Callable[..., Any], supports: Supports | None = None) -> None:
@@ -101,18 +107,8 @@ def call(op: str, *args: Any) -> Any:
     Raises:
         BackendError: a backend was forced and cannot run this call.
     """
-    if not _loaded:
-        _load()
-    table = _kernels[op]
-    run = table["reference"].run if _forced is None else None
-    if run is None:
-        run = _forced_run(op, table, args)
-    elif len(table) > 1:
-        for backend in _AUTOMATIC.get(args[0].device.type, ()):
-            candidate = table.get(backend)
-            if candidate is not None and (candidate.supports is None or candidate.supports(*args) is None):
-                run = candidate.run
-                break
+    _load()
+    run = _automatic_run(op, args) if _forced is None else _forced_run(op, args)
     # The op's inputs have their final dtypes: an enabled autocast region must not cast inside.
     if torch._C._is_any_autocast_enabled():
         with torch._C._DisableAutocast():
@@ -120,10 +116,19 @@ def call(op: str, *args: Any) -> Any:
     return run(*args)
 
 
-def _forced_run(op: str, table: dict[str, Kernel], args: tuple[Any, ...]) -> Callable[..., Any]:
+def _automatic_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    table = _kernels[op]
+    for backend in _AUTOMATIC.get(args[0].device.type, ()):
+        candidate = table.get(backend)
+        if candidate is not None and (candidate.supports is None or candidate.supports(*args) is None):
+            return candidate.run
+    return table["reference"].run
+
+
+def _forced_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     _check_name(_forced)
     hint = "Use memmod.set_backend(None) (or unset MEMMOD_BACKEND) for the automatic choice"
-    candidate = table.get(_forced)
+    candidate = _kernels[op].get(_forced)
     if candidate is None:
         reason = _unavailable.get(_forced) or f"it has no kernel for {op}"
         raise BackendError(f"backend {_forced!r} was forced but cannot run {op}: {reason}. {hint}")
@@ -134,7 +139,7 @@ def _forced_run(op: str, table: dict[str, Kernel], args: tuple[Any, ...]) -> Cal
 
 
 def _load() -> None:
-    global _loaded, _forced
+    global _loaded
     if _loaded:
         return
     with _load_lock:
@@ -150,13 +155,6 @@ def _load() -> None:
         _loaded = True
 
 
-def _environment() -> str | None:
-    return os.environ.get("MEMMOD_BACKEND") or None
-
-
 def _check_name(name: str | None) -> None:
     if name not in BACKENDS:
         raise BackendError(f"backend {name!r} is unknown; it must be one of {', '.join(map(repr, BACKENDS))}")
-
-
-_forced = _environment()

@@ -37,8 +37,11 @@ def save(ctx: Any, name: str, inputs: Sequence[Any], output: tuple[Tensor, Tenso
 
 
 def output_is_enough(gate: str, gate_bias: bool, has_bias: bool) -> bool:
-    """Whether y alone gives the memory's gradient: it is then the gated part itself, and the gate is not the identity."""
-    return gate != "identity" and (gate_bias or not has_bias)
+    """Whether y alone gives the memory's gradient: it is the gated part itself, and the gate is not the identity.
+
+    The hard gate's memory has no gradient at all.
+    """
+    return gate == "hard" or (gate != "identity" and (gate_bias or not has_bias))
 
 
 def backward(ctx: Any, name: str, op: Callable[..., Any], dy: Tensor | None) -> list[Tensor | None]:

@@ -57,7 +57,8 @@ def check_classes(index: Tensor, *memories: Tensor | None) -> None:
     if low < -1 or high >= classes:
         wrong = high if high >= classes else low
         raise SelectionError(
-            f"class {wrong} was selected, but the memory has {classes} classes: use 0 to {classes - 1}, or -1 for nothing"
+            f"class {wrong} was selected, but the memory has {classes} classes: use 0 to {classes - 1}, or -1 for "
+            "nothing"
         )
 
 
@@ -66,8 +67,8 @@ def check_differentiable(name: str, gate: str, needs: Sequence[bool]) -> None:
     memories = needs[1:] if len(needs) == 2 else needs[3:]
     if gate == "hard" and any(memories):
         raise RuntimeError(
-            f"memmod::{name}: the gate 'hard' is a step, its memory has no gradient. Train with gate='sigmoid', or call "
-            "memory.requires_grad_(False)"
+            f"memmod::{name}: the gate 'hard' is a step, its memory has no gradient. Train with gate='sigmoid', or "
+            "call memory.requires_grad_(False)"
         )
 
 
@@ -79,7 +80,7 @@ def saved_tensors(ctx: Any, name: str) -> tuple[Tensor | None, ...]:
         if "inplace operation" not in str(error):
             raise
         raise RuntimeError(
-            f"the backward of memmod::{name} needs a tensor that was changed in place after the forward. If that is the "
-            "layer's own output (`out += identity`, an activation with inplace=True), build the layer with "
+            f"the backward of memmod::{name} needs a tensor that was changed in place after the forward. If that is "
+            "the layer's own output (`out += identity`, an activation with inplace=True), build the layer with "
             f'keep="gated" or write the operation out of place. PyTorch says: {error}'
         ) from error

@@ -77,14 +77,13 @@ def _fake_backward(
     groups: int,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    memory_format = conv_memory_format(dy, weight)
 
-    def like(shape: Sequence[int]) -> Tensor:
-        return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+    def empty(shape: Sequence[int], *layouts: Tensor | None) -> Tensor:
+        return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=conv_memory_format(*layouts))
 
     return (
-        like(x_shape) if needs[0] else dy.new_empty(0),
-        like(weight.shape) if needs[1] else dy.new_empty(0),
+        empty(x_shape, dy, weight) if needs[0] else dy.new_empty(0),
+        empty(weight.shape, weight) if needs[1] else dy.new_empty(0),
         dy.new_empty(dy.shape[1] if needs[2] else 0),
         memory.new_empty(memory.shape) if needs[3] else dy.new_empty(0),
         input_memory.new_empty(input_memory.shape) if needs[4] else dy.new_empty(0),

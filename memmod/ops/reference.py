@@ -34,8 +34,8 @@ def modulated_linear(
     """(y ``[k·B, …, O]``, saved): y = s_out ⊙ ((s_in ⊙ x) Wᵀ + b), with b outside of s_out if not `gate_bias`."""
 
     def layer(x: Tensor, bias: Tensor | None) -> Tensor:
-        z = F.linear(x.reshape(-1, x.shape[-1]), weight, bias)
-        return z.view(*x.shape[:-1], weight.shape[0])
+        z = F.linear(x.flatten(0, -2), weight, bias)
+        return _reshaped(z, (*x.shape[:-1], weight.shape[0]))
 
     return _forward(layer, x, bias, memory, input_memory, index, gate, gate_bias, keep_gated, -1)
 
@@ -56,9 +56,9 @@ def modulated_linear_backward(
     """(dx, dweight, dbias, dmemory, dinput_memory); what `needs` does not ask for is an empty ``[0]`` tensor."""
 
     def layer_backward(dz: Tensor, x: Tensor | None, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
-        rows = dz.reshape(-1, dz.shape[-1])
-        dx = (rows @ weight).view(*x_shape) if wanted[0] else None
-        dweight = rows.T @ x.reshape(-1, x.shape[-1]) if wanted[1] else None
+        rows = dz.flatten(0, -2)
+        dx = _reshaped(rows @ weight, x_shape) if wanted[0] else None
+        dweight = rows.T @ x.flatten(0, -2) if wanted[1] else None
         return dx, dweight, rows.sum(0) if wanted[2] else None
 
     return _backward(layer_backward, dy, x, memory, input_memory, index, saved, gate, gate_bias, needs, -1)
@@ -106,7 +106,7 @@ def modulated_conv2d_backward(
     groups: int,
     needs: Sequence[bool],
 ) -> Gradients:
-    """As `modulated_linear_backward`; dx is channels_last where dy or weight is."""
+    """As `modulated_linear_backward`; dx is channels_last where dy or weight is, dweight where weight is."""
 
     def layer_backward(dz: Tensor, x: Tensor | None, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
         if not (wanted[0] or wanted[1]):
@@ -118,7 +118,11 @@ def modulated_conv2d_backward(
         dx, dweight, dbias = torch.ops.aten.convolution_backward(
             dz, x, weight, [dz.shape[1]], stride, padding, dilation, False, [0, 0], groups, wanted
         )
-        return None if dx is None else dx.contiguous(memory_format=memory_format), dweight, dbias
+        if wanted[0]:
+            dx = dx.contiguous(memory_format=memory_format)
+        if wanted[1]:
+            dweight = dweight.contiguous(memory_format=conv_memory_format(weight))
+        return dx, dweight, dbias
 
     return _backward(layer_backward, dy, x, memory, input_memory, index, saved, gate, gate_bias, needs, 1)
 
@@ -140,6 +144,11 @@ def modulate_output_backward(
         return dx, memory.new_empty(0)
     sums = sums_of_products(dy, saved, dim, index.shape[0], memory.dtype)
     return dx, memory_gradient(memory, index, gate, sums)
+
+
+def _reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:
+    """`fresh` in another shape, but no view: a view that an op returns could not be changed in place."""
+    return torch.ops.aten._unsafe_view.default(fresh, list(shape))
 
 
 def _forward(

@@ -1,7 +1,6 @@
 """Memory gradients: each sample's sums of products, then the sums of the samples that selected a class.
 
-Both in an order that only shapes fix. The library's own sum splits its range by threads, so these are trees of
-element-wise additions.
+Both in an order that only shapes fix.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memmod.ops.gating import BLOCK, distinct, gates_of, sigmoid_of_negative
+from memmod.ops.gating import BLOCK, distinct, gates_of, sigmoid
 
 
 def memory_gradient(memory: Tensor, index: Tensor, gate: str, sums: Tensor) -> Tensor:
@@ -23,7 +22,7 @@ def memory_gradient(memory: Tensor, index: Tensor, gate: str, sums: Tensor) -> T
     """
     columns = [index] if index.dim() == 1 else distinct(index).unbind(1)
     if gate == "sigmoid":
-        return _class_sums(memory, columns, [sums] * len(columns)) * sigmoid_of_negative(memory)
+        return _class_sums(memory, columns, [sums] * len(columns)) * sigmoid(-memory)
     factors = [gates_of(memory, column, gate) for column in columns]
     shares = []
     for s in range(len(columns)):
@@ -55,15 +54,15 @@ def sums_of_products(a: Tensor, b: Tensor, dim: int, samples: int, dtype: torch.
     """
     dim %= a.dim()
     wide = torch.float64 if torch.float64 in (a.dtype, b.dtype, dtype) else torch.float32
-    sums = torch.zeros(samples, a.shape[dim], dtype=wide, device=a.device)
     if a.numel() == 0:
-        return sums.to(dtype)
+        return torch.zeros(samples, a.shape[dim], dtype=dtype, device=a.device)
     last = b.dim() == 4 and dim == 1 and not b.is_contiguous() and b.is_contiguous(memory_format=torch.channels_last)
     a, b = _rows_and_channels(a, dim, samples, last), _rows_and_channels(b, dim, samples, last)
-    row = a.shape[2] * a.shape[3]
     block = BLOCK if a.device.type == "cpu" else a.numel()
+    row = a.shape[2] * a.shape[3]
     step = min(a.shape[1], max(1, block // row))
     group = max(1, block // (step * row))
+    sums = torch.empty(samples, a.shape[2], dtype=wide, device=a.device)
     for first in range(0, samples, group):
         at = slice(first, first + group)
         parts = []
@@ -84,7 +83,10 @@ def _rows_and_channels(t: Tensor, dim: int, samples: int, channels_last: bool) -
 
 
 def _tree_sum(t: Tensor, dim: int) -> Tensor:
-    """Sum along `dim`, the upper half added to the lower one until one is left; overwrites t."""
+    """Sum along `dim`, the upper half added to the lower one until one is left; overwrites t.
+
+    Additions of whole tensors: the library's own sum would depend on how many threads share it.
+    """
     count = t.shape[dim]
     while count > 1:
         half = (count + 1) // 2

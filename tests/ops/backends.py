@@ -1,0 +1,22 @@
+"""Which backends the op tests run: every one that has a kernel for the op on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+
+from memmod.ops import dispatch
+from tests.ops.problems import Case
+
+
+def backends(op: str) -> list[str]:
+    """The names of the backends that have a kernel for `op`."""
+    available = [name for name, reason in dispatch.availability().items() if reason is None]
+    return [name for name in available if dispatch.kernel(op, name) is not None]
+
+
+def each_case(cases: Iterable[Case]) -> pytest.MarkDecorator:
+    """Runs a test `(backend, case)` for every case with every backend that has a kernel for its op."""
+    params = [pytest.param(backend, case, id=f"{case}-{backend}") for case in cases for backend in backends(case.op)]
+    return pytest.mark.parametrize(("backend", "case"), params, indirect=["backend"])

@@ -1,0 +1,112 @@
+"""The error bound that every backend keeps, and the three evaluations it compares: op, plain PyTorch, oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import memmod.ops.reference as reference
+from tests.ops.problems import Problem
+
+Results = dict[str, Tensor]
+
+
+def run_op(problem: Problem, needs: Sequence[str] | None = None) -> Results:
+    """y and the gradients of `needs` (all that exist, if None) from the op and its own backward."""
+    op = getattr(torch.ops.memmod, problem.op).default
+    return _differentiate(lambda p: op(*p.args)[0], problem, needs)
+
+
+def run_oracle(problem: Problem) -> Results:
+    """The same in fp64, from the reference's forward and plain autograd."""
+    forward = getattr(reference, problem.op)
+    return _differentiate(lambda p: forward(*p.args)[0], problem.map(lambda t: t.double()), materialize_grads=True)
+
+
+def run_plain(problem: Problem) -> Results:
+    """The same as a user of plain PyTorch would write it: in the problem's dtype, gates in the memory's."""
+    return _differentiate(_plain, problem, materialize_grads=True)
+
+
+def magnitudes(problem: Problem) -> dict[str, float]:
+    """For each result the largest value that the oracle's sums of absolute values reach."""
+    positive = problem.map(torch.abs)
+    if problem.gate != "identity":
+        positive = positive.replace(memory=problem.memory, input_memory=problem.input_memory)
+    return {name: _largest(value) for name, value in run_oracle(positive).items()}
+
+
+def assert_within_bound(problems: Sequence[Problem], run: Callable[[Problem], Results] = run_op) -> None:
+    """Each result's error is at most 2x plain PyTorch's + eps x the largest magnitude, maxima over all problems."""
+    eps = torch.finfo(problems[0].x.dtype).eps
+    error: dict[str, float] = {}
+    plain: dict[str, float] = {}
+    scale: dict[str, float] = {}
+    for problem in problems:
+        got, naive, exact = run(problem), run_plain(problem), run_oracle(problem)
+        assert got.keys() == naive.keys() == exact.keys()
+        for name, magnitude in magnitudes(problem).items():
+            assert got[name].shape == exact[name].shape, name
+            assert got[name].dtype == naive[name].dtype, name
+            assert not got[name].isnan().any(), f"{name} has NaN"
+            error[name] = max(error.get(name, 0.0), _largest(got[name].double() - exact[name]))
+            plain[name] = max(plain.get(name, 0.0), _largest(naive[name].double() - exact[name]))
+            scale[name] = max(scale.get(name, 0.0), magnitude)
+    for name in error:
+        bound = 2 * plain[name] + eps * scale[name]
+        assert error[name] <= bound, f"{name}: error {error[name]:.3e}, plain {plain[name]:.3e}, bound {bound:.3e}"
+
+
+def _largest(t: Tensor) -> float:
+    return t.abs().max().item() if t.numel() else 0.0
+
+
+def _differentiate(
+    forward: Callable[[Problem], Tensor], problem: Problem, needs: Sequence[str] | None = None, **options: bool
+) -> Results:
+    names = [n for n in problem.learnable if getattr(problem, n) is not None and (needs is None or n in needs)]
+    leaves = {n: getattr(problem, n).detach().requires_grad_() for n in names}
+    y = forward(problem.replace(**leaves))
+    results = {"y": y.detach()}
+    if names:
+        gradients = torch.autograd.grad(y, list(leaves.values()), problem.dy, **options)
+        results.update({f"d{name}": gradient for name, gradient in zip(names, gradients, strict=True)})
+    return results
+
+
+def naive_gates(memory: Tensor, index: Tensor, gate: str, rows: int) -> Tensor:
+    """One row of multipliers per row of x, sample by sample and class by class."""
+    meaning = {"sigmoid": torch.sigmoid, "identity": lambda a: a, "hard": lambda a: (a > 0).to(a.dtype)}[gate]
+    per_sample = []
+    for row in index.tolist() if index.dim() == 2 else index.unsqueeze(1).tolist():
+        s = memory.new_ones(memory.shape[1])
+        for c in sorted(set(row) - {-1}):
+            s = s * meaning(memory[c])
+        per_sample.append(s)
+    if not per_sample:
+        return memory.new_ones(0, memory.shape[1])
+    return torch.stack(per_sample).repeat_interleave(rows // index.shape[0], dim=0)
+
+
+def _plain(p: Problem) -> Tensor:
+    rows, dims = p.x.shape[0], p.x.dim()
+
+    def gated(t: Tensor, memory: Tensor | None, dim: int) -> Tensor:
+        if memory is None:
+            return t
+        shape = [1] * dims
+        shape[0], shape[dim] = rows, memory.shape[1]
+        return (t * naive_gates(memory, p.index, p.gate, rows).view(shape)).to(t.dtype)
+
+    if p.op == "modulate_output":
+        return gated(p.x, p.memory, p.dim)
+    inner = p.bias if p.gate_bias else None
+    if p.op == "modulated_linear":
+        y = gated(F.linear(gated(p.x, p.input_memory, -1), p.weight, inner), p.memory, -1)
+        return y if p.gate_bias or p.bias is None else y + p.bias
+    x = gated(p.x, p.input_memory, 1)
+    y = gated(F.conv2d(x, p.weight, inner, p.stride, p.padding, p.dilation, p.groups), p.memory, 1)
+    return y if p.gate_bias or p.bias is None else y + p.bias.view(-1, 1, 1)

@@ -1,0 +1,45 @@
+"""Fixtures of the op tests: each backend that has a kernel for the op, and memory that starts as NaN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from memmod.errors import BackendError
+from memmod.ops import dispatch
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Skips a test where its backend says that it does not serve the call; the reference has to serve all."""
+    try:
+        return (yield)
+    except BackendError as error:
+        if pyfuncitem.funcargs.get("backend", "reference") == "reference":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def backend(request):
+    """Forces the backend named by the parameter for the test."""
+    dispatch.set_backend(request.param)
+    yield request.param
+    dispatch.set_backend(None)
+
+
+@pytest.fixture
+def poisoned():
+    """New tensors are filled with NaN: an element that an op forgets to write shows."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, undone after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

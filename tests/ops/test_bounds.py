@@ -1,0 +1,60 @@
+"""The error bound itself: it lets correct results pass and catches small mistakes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.bounds import assert_within_bound, run_op, run_oracle, run_plain
+from tests.ops.problems import Case, Problem
+
+CASES = [
+    Case("modulated_linear", (6, 5, 33, 31), "sets", granularity="unit+input"),
+    Case("modulated_conv2d", (6, 8, 7, 5, 12, 3), "sets", granularity="unit+input"),
+    Case("modulate_output", (6, 31, 7, 5), "sets"),
+]
+
+
+def wrong(name: str):
+    """The op with one result slightly wrong: one element off by a thousandth of the largest."""
+
+    def run(problem: Problem):
+        results = run_op(problem)
+        changed = results[name].clone()
+        changed.view(-1)[-1] += 1e-3 * changed.abs().max()
+        return {**results, name: changed}
+
+    return run
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+def test_a_small_mistake_in_any_result_is_caught(case):
+    problems = [case.draw(seed) for seed in range(3)]
+    assert_within_bound(problems)
+    for name in run_op(problems[0]):
+        with pytest.raises(AssertionError, match=f"{name}: error"):
+            assert_within_bound(problems, wrong(name))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+def test_nan_and_wrong_dtypes_are_caught(case):
+    problems = [case.draw()]
+    with pytest.raises(AssertionError, match="y has NaN"):
+        assert_within_bound(problems, lambda p: {**run_op(p), "y": run_op(p)["y"].fill_(float("nan"))})
+    with pytest.raises(AssertionError, match="dx"):
+        assert_within_bound(problems, lambda p: {**run_op(p), "dx": run_op(p)["dx"].double()})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+def test_selecting_other_classes_is_caught(case):
+    problems = [case.draw()]
+    with pytest.raises(AssertionError, match="y: error"):
+        assert_within_bound(problems, lambda p: run_op(p.replace(index=p.index.roll(1, 0))))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+def test_plain_pytorch_in_fp64_is_the_oracle(case):
+    problem = case.draw().map(torch.Tensor.double)
+    plain, oracle = run_plain(problem), run_oracle(problem)
+    for name in oracle:
+        torch.testing.assert_close(plain[name], oracle[name], rtol=1e-11, atol=1e-12)
