@@ -23,7 +23,7 @@ BASE = "base.safetensors"
 _FORMAT = "memmod-run-1"
 # what a run may write into its folder, and so what --overwrite may delete: nothing else is touched
 _OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", "scorecard.json", "history.json", "report.html")
-_OWN_PATTERNS = ("checkpoint*", *(f".{name}.*" for name in _OWN_FILES))
+_OWN_PATTERNS = ("checkpoint*", ".checkpoint*", "baked-*.safetensors", "baked-*.json", *(f".{n}.*" for n in _OWN_FILES))
 _VERSIONED = ("memmod-torch", "torch", "timm", "torchvision", "numpy", "scikit-learn")
 
 
@@ -48,9 +48,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RunError(f"{path} does not exist.") from None
+        raise RunError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}). Delete it, or run again with --overwrite.") from None
+        raise RunError(f"{path} cannot be read as JSON ({error}): delete it, or run again with --overwrite") from None
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ class RunFolder:
         path = Path(path)
         wanted = json.loads(json.dumps(dict(settings)))
         if resume and overwrite:
-            raise RunError("resume and overwrite exclude each other: continue the run, or start it anew.")
+            raise RunError("resume and overwrite exclude each other: continue the run, or start it anew")
         if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file, a run needs a folder. Choose another --out.")
+            raise RunError(f"{path} is a file, a run needs a folder: choose another --out")
         leftovers = _entries(path)
         if leftovers and not (resume or overwrite):
             raise RunError(
-                f"The run folder {path} already exists. Continue it with --resume, replace it with --overwrite, "
-                "or choose another --out."
+                f"the run folder {path} already exists: continue an interrupted run with --resume, replace it with "
+                "--overwrite, or choose another --out"
             )
         if leftovers:
             old = cls.open(path)
@@ -113,12 +113,13 @@ class RunFolder:
         """Open the folder of an earlier run for reading. Raises `RunError` when it is none."""
         path = Path(path)
         if not path.is_dir():
-            raise RunError(f"There is no run folder {path}. `memmod train` and `memmod unlearn` make them.")
+            raise RunError(f"there is no run folder {path}: `memmod train` and `memmod unlearn` make them")
         if not (path / CONFIG).exists():
-            raise RunError(f"{path} is not a run folder of memmod: it holds no {CONFIG}. Nothing in it was touched.")
+            raise RunError(f"{path} is not a run folder of memmod: it holds no {CONFIG}; nothing in it was touched")
         config = read_json(path / CONFIG)
-        if not isinstance(config, dict) or config.get("format") != _FORMAT:
-            raise RunError(f"{path / CONFIG} was not written by memmod (format {_FORMAT}). Nothing in it was touched.")
+        known = isinstance(config, dict) and config.get("format") == _FORMAT
+        if not known or not {"command", "settings", "versions"} <= config.keys():
+            raise RunError(f"{path / CONFIG} was not written by memmod (format {_FORMAT}); nothing in it was touched")
         return cls(path, config["command"], config["settings"], config["versions"])
 
     def file(self, name: str) -> Path:
@@ -129,7 +130,9 @@ class RunFolder:
         """Path of a file that this run must have written already. Raises `RunError`."""
         path = self.path / name
         if not path.is_file():
-            raise RunError(f"The run {self.path} ({self.command}) holds no {name}: did it finish?")
+            raise RunError(
+                f"the run {self.path} ({self.command}) holds no {name}: it did not finish; continue or repeat it"
+            )
         return path
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -140,18 +143,9 @@ class RunFolder:
         """What metrics.json holds."""
         return read_json(self.existing(METRICS))
 
-    def version_changes(self) -> list[str]:
-        """Packages whose version is another now than when the run started: its figures may differ."""
-        now = versions()
-        return [
-            f"{name} {self.versions.get(name, 'absent')} -> {now.get(name, 'absent')}"
-            for name in sorted(self.versions.keys() | now.keys())
-            if self.versions.get(name) != now.get(name)
-        ]
-
     def _check_same(self, command: str, settings: dict[str, Any]) -> None:
         if command != self.command:
-            raise RunError(f"{self.path} holds a run of `memmod {self.command}`: `memmod {command}` cannot resume it.")
+            raise RunError(f"{self.path} holds a run of `memmod {self.command}`: `memmod {command}` cannot resume it")
         different = [
             f"{name} was {self.settings.get(name)!r}, now {settings.get(name)!r}"
             for name in sorted(self.settings.keys() | settings.keys())
@@ -159,8 +153,8 @@ class RunFolder:
         ]
         if different:
             raise RunError(
-                f"The run in {self.path} was started with other settings: {'; '.join(different)}. "
-                "Resume it with its own settings, or start anew with --overwrite or another --out."
+                f"the run in {self.path} was started with other settings: {'; '.join(different)}; "
+                "resume it with its own settings, or start anew with --overwrite or another --out"
             )
 
     def _clear(self) -> None:

@@ -11,7 +11,8 @@ from memmod.report.png import data_uri, opacity_png
 CLOSED = 0.3  # the recipe's threshold: bake() turns gates below it into zeros
 INK = (214, 72, 40)  # readable on the light and on the dark background
 _LABELLED = 20  # more classes than this leave no room for their names beside the rows
-_WIDE = 96  # a memory with more units than this gets the page's full width
+# more units than this get two columns of the page, or all of them
+_WIDE, _WIDEST = 96, 384
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Picture:
     units: int
     closed: float
     shared: int
-    wide: bool
+    size: str
     labelled: bool
 
 
@@ -49,6 +50,6 @@ def picture(memory: Memory, class_names: Sequence[str]) -> Picture:
         units=units,
         closed=float(closed.mean()),
         shared=int(closed.all(axis=0).sum()),
-        wide=units > _WIDE,
+        size="widest" if units > _WIDEST else "wide" if units > _WIDE else "",
         labelled=classes <= _LABELLED,
     )

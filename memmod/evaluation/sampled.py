@@ -1,0 +1,76 @@
+"""A quick estimate of all classes' accuracies: every image with its own class selected, and with a few others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from memmod.evaluation.accuracy import BATCH
+from memmod.observe import logits_of
+
+if TYPE_CHECKING:
+    from memmod.data import Split
+    from memmod.model import ModulatedModel
+
+
+@dataclass(frozen=True)
+class SampledAccuracies:
+    """Accuracy on each class with it selected, and the mean accuracy with another class selected."""
+
+    acc_forget: tuple[float, ...]
+    mean_retain: float
+
+    @property
+    def worst_forget(self) -> float:
+        return max(self.acc_forget)
+
+    @property
+    def worst_class(self) -> int:
+        return self.acc_forget.index(self.worst_forget)
+
+    @property
+    def mean_forget(self) -> float:
+        return sum(self.acc_forget) / len(self.acc_forget)
+
+
+class SampledSplit:
+    """A split held ready for repeated estimates: its images, each with the same few other classes every time.
+
+    Args:
+        split: images ``[N, ...]`` of every class.
+        num_classes: C.
+        others: how many other classes each image is run with, at most C - 1.
+    """
+
+    def __init__(self, split: Split, num_classes: int, others: int, generator: torch.Generator) -> None:
+        self.images = split.batch(torch.arange(len(split)))
+        self.labels = split.labels
+        self.num_classes = num_classes
+        ranks = torch.rand(len(split), num_classes, generator=generator)
+        ranks.scatter_(1, self.labels.unsqueeze(1), 2.0)
+        self.others = ranks.argsort(1)[:, : min(others, num_classes - 1)]
+
+    def accuracies(self, wf: ModulatedModel) -> SampledAccuracies:
+        """The estimate for a modulated model: 1 + `others` forward passes per image."""
+        own = self._right(wf, self.labels)
+        retained = torch.stack([self._right(wf, selection) for selection in self.others.unbind(1)])
+        right = torch.bincount(self.labels, weights=own.double(), minlength=self.num_classes)
+        images = torch.bincount(self.labels, minlength=self.num_classes)
+        return SampledAccuracies(tuple((right / images).tolist()), retained.double().mean().item())
+
+    def base_accuracy(self, wf: ModulatedModel) -> float:
+        """The accuracy with nothing selected, on the same images."""
+        return self._right(wf, torch.full_like(self.labels, -1)).double().mean().item()
+
+    def _right(self, wf: ModulatedModel, selection: Tensor) -> Tensor:
+        """bool ``[N]``: whether each image is classified as its label under its selection ``[N]``."""
+        parts = []
+        with torch.no_grad():
+            for part in torch.arange(len(self.labels)).split(BATCH):
+                x = self.images[part].to(wf.device)
+                logits = logits_of(wf(x, forget=selection[part].to(wf.device)))
+                parts.append(logits.argmax(1).cpu() == self.labels[part])
+        return torch.cat(parts)

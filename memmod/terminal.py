@@ -1,0 +1,49 @@
+"""What commands show on the terminal: progress bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from memmod.pipeline import Evaluation
+
+
+@contextmanager
+def training_bar(console: Console) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar that shows from the first step on; yields what takes (step, steps, loss)."""
+    with Progress(*_columns("training"), console=console) as bar:
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("", total=steps, text="")
+            bar.update(task, completed=step, text=f"loss {loss:.3f}")
+
+        yield progress
+
+
+@contextmanager
+def evaluation_bar(images: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A bar that goes away at the end; yields what takes the number of images evaluated since the last call."""
+    with Progress(*_columns("evaluating"), console=console, transient=True) as bar:
+        task = bar.add_task("", total=images, text="")
+        yield lambda count: bar.advance(task, count)
+
+
+def print_evaluation(console: Console, result: Evaluation, title: str) -> None:
+    """Print a scorecard, and what BatchNorm statistics taken anew leave of it."""
+    console.print(result.scorecard.table(title))
+    anew = result.restandardised
+    if anew is not None:
+        worst = result.scorecard.class_names[anew.worst_selection[0]]
+        console.print(
+            f"With BatchNorm statistics taken anew under each selection: Acc_f {anew.mean_forget:.1%}, at worst "
+            f"{anew.worst_forget:.1%} ({worst}); Acc_r {anew.mean_retain:.1%}",
+            highlight=False,
+        )
+
+
+def _columns(what: str) -> tuple:
+    text = TextColumn("{task.fields[text]}")
+    return (TextColumn(what), BarColumn(), TaskProgressColumn(), text, TimeRemainingColumn())

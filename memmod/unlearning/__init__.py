@@ -1,0 +1,7 @@
+"""Unlearning: objectives, label expansion, and the trainer of one round in which every class is unlearned."""
+
+from memmod.unlearning.objectives import objective_names
+from memmod.unlearning.presets import PRESETS, UnlearnConfig, preset
+from memmod.unlearning.trainer import Trainer, UnlearnResult
+
+__all__ = ["PRESETS", "Trainer", "UnlearnConfig", "UnlearnResult", "objective_names", "preset"]

@@ -1,0 +1,407 @@
+"""One round of training in which a model learns to forget each of its classes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from memmod.data import stratified
+from memmod.errors import DataError, ModelError, RunError
+from memmod.evaluation.sampled import SampledSplit
+from memmod.observe import logits_of
+from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
+from memmod.unlearning.expansion import expand
+from memmod.unlearning.frozen import FrozenLogits
+from memmod.unlearning.monitor import Evaluation, find_warnings
+from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, weighted
+from memmod.unlearning.presets import UnlearnConfig, default
+from memmod.unlearning.progress import ProgressBar
+from memmod.unlearning.sampling import Sampler
+
+if TYPE_CHECKING:
+    from memmod.data import Dataset, Split
+    from memmod.model import ModulatedModel
+
+logger = logging.getLogger(__name__)
+
+# Of a batch that one class serves, an eighth is of that class: the statistics stay close to those of the data.
+ONE_CLASS_SHARE = 8
+
+
+@dataclass(frozen=True)
+class UnlearnResult:
+    """What a round came to; the model holds the best state.
+
+    Args:
+        config: the settings used.
+        history: every evaluation, the first one before any step.
+        best: the evaluation of the state that was kept.
+        base_retain: the frozen network's accuracy on the validation images.
+        warnings: what the log warned of.
+        seconds: time spent training, interruptions left out.
+    """
+
+    config: UnlearnConfig
+    history: tuple[Evaluation, ...]
+    best: Evaluation
+    base_retain: float
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "config": self.config.to_dict(),
+            "history": [evaluation.to_dict() for evaluation in self.history],
+            "best": self.best.to_dict(),
+            "base_retain": self.base_retain,
+            "warnings": list(self.warnings),
+            "seconds": self.seconds,
+        }
+
+
+class Trainer:
+    """Trains the memories of a modulated model; the base stays frozen, the test split is never looked at.
+
+    Args:
+        wf: the modulated model; `fit` changes its memories.
+        data: images and labels of every class; only its training split is used.
+        config: default: the preset `default`.
+        run_folder: where the checkpoint goes; None: none is written.
+        validation: images of every class to choose the best state on; default: held out of the training split.
+        checkpoint_every: steps between two checkpoints; each evaluation writes one too.
+        quiet: no progress bar.
+        console: where the progress bar goes.
+
+    Raises:
+        DataError: a class is missing from the data, or the data's classes are not the model's.
+        ModelError: the gates cannot be trained.
+    """
+
+    def __init__(
+        self,
+        wf: ModulatedModel,
+        data: Dataset,
+        config: UnlearnConfig | None = None,
+        run_folder: str | os.PathLike | None = None,
+        *,
+        validation: Split | None = None,
+        checkpoint_every: int = 50,
+        quiet: bool = False,
+        console: Console | None = None,
+    ) -> None:
+        if checkpoint_every < 1:
+            raise RunError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 step")
+        if wf.config.gate == "hard":
+            raise ModelError("gates of kind 'hard' have no gradient: modulate with gate='sigmoid' and train that")
+        self.wf = wf
+        self.config = config or default(wf)
+        self.class_names = tuple(wf.class_names or data.class_names)
+        self.path = None if run_folder is None else Path(run_folder) / FILE_NAME
+        self.checkpoint_every = checkpoint_every
+        self.quiet = quiet
+        self.console = console
+        if data.num_classes != wf.num_classes:
+            raise DataError(f"{data.name} has {data.num_classes} classes, but the model forgets {wf.num_classes}")
+        _check_classes(data.name, data.train.labels, self.class_names)
+        self.train, self.validation = data.train, validation
+        if validation is None:
+            self.train, self.validation = _held_out(data.train, self.config)
+        _check_classes(f"the validation split of {data.name}", self.validation.labels, self.class_names)
+        self.data_name = data.name
+
+    def fit(self, resume: bool = False) -> UnlearnResult:
+        """Train, and leave the best state's memories in the model.
+
+        Args:
+            resume: go on from the checkpoint in the run folder, where there is one. The memories become bit-identical
+                to those of a round without interruption (same machine, threads and torch).
+
+        Raises:
+            RunError: the loss is not finite (the best state is kept, in the model and in the checkpoint); a checkpoint
+                of another run, or one that `resume` was not given for.
+        """
+        checkpoint = self._find_checkpoint(resume)
+        with _own_random_numbers(self.config.seed, self.wf.device):
+            round_ = _Round(self)
+            if checkpoint is not None:
+                round_.restore(checkpoint, self.path)
+            try:
+                round_.run()
+            finally:
+                round_.keep_best()
+        return round_.result()
+
+    def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
+        if self.path is None or not self.path.exists():
+            return None
+        if not resume:
+            raise RunError(f"{self.path} holds an earlier round: resume it, delete it, or choose another run folder")
+        return Checkpoint.load(self.path)
+
+
+class _Round:
+    """The state of one round: what a checkpoint holds, and what is made from the settings again."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer, self.wf, self.config = trainer, trainer.wf, trainer.config
+        self.objective = get_objective(self.config.objective)
+        self.set_size = min(self.config.max_set_size, self.wf.num_classes - 1)
+        self.statistics = self.config.statistics_fraction if self.wf.has_batch_statistics else 0.0
+        self.sampler = Sampler(trainer.train.labels, self.wf.num_classes)
+        self.generator = torch.Generator().manual_seed(self.config.seed)
+        self.sampled = SampledSplit(
+            trainer.validation, self.wf.num_classes, self.config.validation_others, self.generator
+        )
+        self.base_retain = self.sampled.base_accuracy(self.wf)
+        self.frozen = None
+        if self.objective.needs_frozen:
+            self.frozen = FrozenLogits(self.wf, trainer.train, self.config.steps * self.config.batch_size)
+        self.names = [name for name, _ in self.wf.named_memories()]
+        self.memories = list(self.wf.memory_parameters())
+        self.optimiser = torch.optim.Adam(self.memories, lr=self.config.lr)
+
+        self.step = 0
+        self.seconds = 0.0
+        self.history: list[Evaluation] = []
+        self.since_evaluation: list[list[float]] = []
+        self.warned: set[str] = set()
+        self.best: Evaluation | None = None
+        self.best_memories: dict[str, Tensor] = self.wf.memory_state()
+
+    def run(self) -> None:
+        """Every step that is left."""
+        started, before = time.monotonic(), self.seconds
+        with ProgressBar(
+            self.config.steps, self.step, self.trainer.class_names, self.trainer.quiet, self.trainer.console
+        ) as bar:
+            if not self.history:
+                self.evaluate(bar)
+            while self.step < self.config.steps:
+                losses = self.advance()
+                bar.step(self.step, losses)
+                self.seconds = before + time.monotonic() - started
+                if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
+                    self.evaluate(bar)
+                    self.save()
+                elif self.step % self.trainer.checkpoint_every == 0:
+                    self.save()
+
+    def advance(self) -> Losses:
+        """One optimiser step; its losses as numbers.
+
+        Raises:
+            RunError: a loss or a gradient is not finite; the memories are as they were before.
+        """
+        terms = self.objective.terms(self._one_class() if self._one_class_next() else self._mixed())
+        losses = weighted(terms, gate_penalty(self.memories, self.wf.config.gate), self.config.lambdas)
+        self.optimiser.zero_grad(set_to_none=True)
+        losses.total.backward()
+        norm = nn.utils.clip_grad_norm_([m for m in self.memories if m.grad is not None], self.config.clip)
+        *values, norm_value = torch.stack([*losses, norm.to(losses.total.dtype)]).detach().tolist()
+        self._check_finite(Losses(*values), norm_value)
+        self.optimiser.step()
+        self.step += 1
+        self.since_evaluation.append(values)
+        return Losses(*values)
+
+    def _check_finite(self, losses: Losses, norm: float) -> None:
+        if all(map(math.isfinite, (*losses, norm))):
+            return
+        parts = ", ".join(f"{name} {value:.4g}" for name, value in losses._asdict().items())
+        place = "the model"
+        if self.trainer.path is not None and self.trainer.path.exists():
+            place += f" and in {self.trainer.path}"
+        raise RunError(
+            f"the loss is not finite at step {self.step + 1} of {self.config.steps} ({parts}, gradient norm {norm:.4g})"
+            f"; the best state, of step {self.best.step}, is kept in {place}. Lower lr ({self.config.lr:g}), take an "
+            f"objective other than {self.config.objective!r}, or check the data for values that are not finite"
+        )
+
+    def _one_class_next(self) -> bool:
+        """Whether the next step is one in which one class serves the whole batch, evenly spread over the round."""
+        return math.floor((self.step + 1) * self.statistics) > math.floor(self.step * self.statistics)
+
+    def _mixed(self) -> Batch:
+        """A step in which every sample has a selection of its own."""
+        images = self.sampler.mixed(self.config.batch_size, self.generator)
+        labels = self.trainer.train.labels[images]
+        expansion = expand(labels, self.wf.num_classes, self.config.expansion, self.set_size, self.generator)
+        x, frozen = self._load(images)
+        rows, selection, forget = (t.to(self.wf.device) for t in expansion)
+        logits = logits_of(self.wf(x[rows], forget=selection))
+        frozen = None if frozen is None else frozen[rows]
+        return Batch(logits, labels.to(self.wf.device)[rows], selection, forget, frozen)
+
+    def _one_class(self) -> Batch:
+        """A step in which one class serves the whole batch, under the batch's own statistics."""
+        size = self.config.batch_size
+        forgotten = max(1, size // ONE_CLASS_SHARE)
+        c, images = self.sampler.one_class(forgotten, size - forgotten, self.generator)
+        x, frozen = self._load(images)
+        with self.wf.batch_statistics():
+            logits = logits_of(self.wf(x, forget=c))
+        labels = self.trainer.train.labels[images].to(logits.device)
+        selection = torch.full((size, 1), c, device=logits.device)
+        return Batch(logits, labels, selection, torch.arange(size, device=logits.device) < forgotten, frozen)
+
+    def _load(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = self.trainer.train.batch(images).to(self.wf.device)
+        return x, None if self.frozen is None else self.frozen.of(images, x)
+
+    def evaluate(self, bar: ProgressBar) -> None:
+        """Measure this state on the validation split, keep it if it is the best, warn of what is wrong with it."""
+        accuracies = self.sampled.accuracies(self.wf)
+        losses = {}
+        if self.since_evaluation:
+            means = torch.tensor(self.since_evaluation, dtype=torch.float64).mean(0).tolist()
+            losses = dict(zip(Losses._fields, means, strict=True))
+        evaluation = Evaluation(self.step, losses, accuracies.acc_forget, accuracies.mean_retain)
+        self.history.append(evaluation)
+        self.since_evaluation.clear()
+        if evaluation.better_than(self.best):
+            self.best, self.best_memories = evaluation, self.wf.memory_state()
+        # early on, every class lags and the rest has not settled
+        if 2 * self.step >= self.config.steps:
+            self._warn(evaluation)
+        bar.evaluated(evaluation)
+
+    def _warn(self, evaluation: Evaluation) -> dict[str, str]:
+        """Log what is wrong with a state, each kind once per round."""
+        found = find_warnings(evaluation, self.base_retain, self.trainer.class_names)
+        for kind in sorted(found.keys() - self.warned):
+            logger.warning(found[kind])
+        self.warned |= found.keys()
+        return found
+
+    def keep_best(self) -> None:
+        """Put the best state's memories into the model."""
+        self.wf.load_memory_state(self.best_memories)
+
+    def result(self) -> UnlearnResult:
+        warnings = tuple(self._warn(self.best).values())
+        return UnlearnResult(self.config, tuple(self.history), self.best, self.base_retain, warnings, self.seconds)
+
+    def save(self) -> None:
+        """Write the checkpoint, where there is a run folder."""
+        if self.trainer.path is None:
+            return
+        progress = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": [evaluation.to_dict() for evaluation in self.history],
+            "since_evaluation": self.since_evaluation,
+            "best": self.best.to_dict(),
+            "warned": sorted(self.warned),
+            "environment": _environment(),
+        }
+        tensors = {
+            "memories": self.wf.memory_state(),
+            "best": self.best_memories,
+            "optimiser": optimiser_tensors(self.optimiser, self.names),
+            "generators": {"draws": self.generator.get_state(), **_random_state(self.wf.device)},
+        }
+        Checkpoint(self._description(), progress, tensors).save(self.trainer.path)
+
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Take over the state of a checkpoint of this very round.
+
+        Raises:
+            RunError: it is of another round.
+        """
+        checkpoint.check_run(self._description(), path)
+        progress, tensors = checkpoint.progress, checkpoint.tensors
+        if progress["environment"] != _environment():
+            logger.warning(
+                f"the checkpoint {path} was written under {progress['environment']}, this is {_environment()}: "
+                "the memories will differ in their last bits from those of an uninterrupted round"
+            )
+        self.step = progress["step"]
+        self.seconds = progress["seconds"]
+        self.history = [Evaluation.from_dict(values) for values in progress["history"]]
+        self.since_evaluation = progress["since_evaluation"]
+        self.best = Evaluation.from_dict(progress["best"])
+        self.warned = set(progress["warned"])
+        self.wf.load_memory_state(tensors["memories"])
+        self.best_memories = tensors["best"]
+        load_optimiser(self.optimiser, self.names, tensors["optimiser"])
+        self.generator.set_state(tensors["generators"]["draws"])
+        _set_random_state(self.wf.device, tensors["generators"])
+
+    def _description(self) -> dict[str, Any]:
+        """What must be the same for a checkpoint to go on: settings, base, layers and data, as JSON values."""
+        return {
+            **self.config.to_dict(),
+            "base_sha256": self.wf.base_sha256,
+            "modulation": self.wf.config.to_dict(),
+            "layers": self.names,
+            "data": self.trainer.data_name,
+            "training_labels": _digest(self.trainer.train.labels),
+            "validation_labels": _digest(self.trainer.validation.labels),
+        }
+
+
+def _held_out(train: Split, config: UnlearnConfig) -> tuple[Split, Split]:
+    """(training, validation): a share of every class, of which at most `validation_images` are used."""
+    rest, held = train.holdout(config.validation_fraction, config.seed)
+    if len(held) > config.validation_images:
+        share = config.validation_images / len(held)
+        held = held.subset(stratified(held.labels, share, config.seed)[1])
+    return rest, held
+
+
+def _check_classes(what: str, labels: Tensor, class_names: tuple[str, ...]) -> None:
+    classes = len(class_names)
+    if classes < 2:
+        raise DataError(f"{what} has {classes} class; to forget one, at least 2 are needed")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise DataError(
+            f"{what} has labels from {int(labels.min())} to {int(labels.max())}; they must lie in 0 to {classes - 1}"
+        )
+    missing = (torch.bincount(labels, minlength=classes) == 0).nonzero().flatten().tolist()
+    if missing:
+        shown = ", ".join(f"{c} ({class_names[c]!r})" for c in missing[:8])
+        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+        raise DataError(
+            f"{what} has no images of class {shown}{more}: every class to be forgotten needs some; add them, or use "
+            "a base without these classes"
+        )
+
+
+def _digest(labels: Tensor) -> str:
+    return sha256(labels.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _environment() -> dict[str, Any]:
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+@contextmanager
+def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
+    """A scope with seeded global generators, for networks that draw; the caller's are restored afterwards."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else state
+
+
+def _set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
