@@ -65,7 +65,8 @@ UnlearnedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = RUNS / "demo",
     seed: Seed = 0,
-    threads: Threads = None,
+    # layers this small gain little from a second thread, and lose much where the machine has other work
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
 ) -> None:
     """Train a ResNet and a ViT on digits, unlearn all ten classes of each, and write a report.
 

@@ -57,7 +57,7 @@ def run_demo(
     facts = {
         "data": "digits of scikit-learn: 8 × 8 pixels, half of them held out for testing",
         "seed": str(seed),
-        "time": f"{seconds:.0f} s on {torch.get_num_threads()} CPU threads",
+        "time": f"{seconds:.0f} s, {torch.get_num_threads()} CPU thread(s)",
         **{name: version for name, version in run.versions.items() if name in ("memmod-torch", "torch", "python")},
     }
     names = metrics[next(iter(MODELS))]["class_names"]
