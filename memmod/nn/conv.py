@@ -89,36 +89,45 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         return _share(layer, conv)
 
     def set_norm(self, norm: nn.BatchNorm2d) -> None:
-        """Remember the BatchNorm that was folded into this layer, so that `standardise` can act in its place.
+        """Remember the BatchNorm that was folded into this layer, so that batch statistics can act in its place.
 
-        The folded output u is (γ/√(v + ε))·(z − m) + β of the original z, so standardising u with
-        ε′ = ε·γ²/(v + ε) equals standardising z with ε.
+        Folding scaled each unit by γ/√(v + ε). Scaled back, it is ± the unit that BatchNorm saw but for a constant that
+        the mean takes away; the sign went into |γ|. A unit with γ = 0 is constant, and comes out as β.
         """
-        gamma = norm.weight if norm.weight is not None else torch.ones_like(norm.running_var)
-        beta = norm.bias if norm.bias is not None else torch.zeros_like(norm.running_var)
-        scaled_eps = norm.eps * gamma.double().square() / (norm.running_var.double() + norm.eps)
-        for name, value in (("norm_scale", gamma.abs()), ("norm_shift", beta), ("norm_eps", scaled_eps)):
-            self.register_buffer(name, value.detach().to(norm.running_var.dtype).clone(), persistent=False)
+        gamma = norm.weight.detach() if norm.weight is not None else torch.ones_like(norm.running_var)
+        beta = norm.bias.detach() if norm.bias is not None else torch.zeros_like(norm.running_var)
+        unfold = (norm.running_var.double() + norm.eps).sqrt() / gamma.double().abs()
+        unfold = torch.where(unfold.isfinite(), unfold, 1.0)
+        for name, value in (("norm_scale", gamma.abs()), ("norm_shift", beta), ("norm_unfold", unfold)):
+            self.register_buffer(name, value.to(norm.running_var.dtype).clone(), persistent=False)
+        self.norm_eps = norm.eps
         self.normalised = True
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         memory, input_memory, index = self.modulation(index)
         if self.normalised and self.state is not None and self.state.batch_statistics:
-            z = self._convolve(x, None, input_memory, index)
-            return self._modulate_standardised(z, memory, index)
-        return self._convolve(x, memory, input_memory, index)
+            return self._standardised(x, memory, input_memory, index)
+        return self._convolve(x, self.weight, self.bias, memory, input_memory, index)
 
-    def _convolve(self, x: Tensor, memory: Tensor | None, input_memory: Tensor | None, index: Tensor | None) -> Tensor:
+    def _convolve(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        memory: Tensor | None,
+        input_memory: Tensor | None,
+        index: Tensor | None,
+    ) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
             x = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
         return functional.modulated_conv2d(
             x,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             memory,
-            index if memory is not None or input_memory is not None else None,
+            index,
             input_memory=input_memory,
             stride=self.stride,
             padding=padding,
@@ -129,22 +138,21 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
             keep=self.keep,
         )
 
-    def _modulate_standardised(self, u: Tensor, memory: Tensor | None, index: Tensor | None) -> Tensor:
-        """BatchNorm in training mode on the folded output u ``[N, O, H, W]``, then the gate; no statistics are kept."""
-        if u.numel() <= u.shape[1]:
-            # One value per channel has no variance.
-            scale, shift = torch.ones_like(self.norm_scale), torch.zeros_like(self.norm_shift)
-        else:
-            var, mean = torch.var_mean(u.float(), dim=(0, 2, 3), correction=0)
-            # γ = 0 makes u constant, so ε′ and the variance are both 0: its output is β.
-            scale = self.norm_scale * torch.where(self.norm_scale == 0, 1.0, var + self.norm_eps).rsqrt()
-            shift = self.norm_shift - mean * scale
-        scale, shift = (v.to(u.dtype)[:, None, None] for v in (scale, shift))
-        if memory is None or index is None:
-            return u * scale + shift
-        if self.gate_bias:
-            return functional.modulate_output(u * scale + shift, memory, index, dim=1, gate=self.gate, keep=self.keep)
-        return functional.modulate_output(u * scale, memory, index, dim=1, gate=self.gate, keep="gated") + shift
+    def _standardised(
+        self, x: Tensor, memory: Tensor | None, input_memory: Tensor | None, index: Tensor | None
+    ) -> Tensor:
+        """The folded BatchNorm in training mode, then the gate; no running statistics are kept."""
+        unfold = self.norm_unfold
+        z = self._convolve(x, self.weight * unfold[:, None, None, None], self.bias * unfold, None, input_memory, index)
+        if z.numel() == z.shape[1]:
+            # One value per channel has no variance: the layer stays as it is.
+            return self._convolve(x, self.weight, self.bias, memory, input_memory, index)
+        shift = self.norm_shift if self.gate_bias else None
+        y = F.batch_norm(z, None, None, self.norm_scale, shift, training=True, eps=self.norm_eps)
+        keep = self.keep if self.gate_bias else "gated"
+        if memory is not None and index is not None:
+            y = functional.modulate_output(y, memory, index, dim=1, gate=self.gate, keep=keep)
+        return y if self.gate_bias else y + self.norm_shift[:, None, None]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self._modulation_repr()}"

@@ -150,7 +150,9 @@ SAVED = [
 
 
 @pytest.mark.parametrize("case", [LINEAR, CONV], ids=lambda c: c.op)
-@pytest.mark.parametrize(("needs", "options", "names"), SAVED, ids=str)
+@pytest.mark.parametrize(
+    ("needs", "options", "names"), SAVED, ids=lambda v: str(sorted(v)) if isinstance(v, set) else str(v)
+)
 def test_saves_only_what_the_gradients_read(case, needs, options, names):
     case = change(case, **{"granularity": "unit", **options})
     problem = leaves(case.draw(), *needs)
