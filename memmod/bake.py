@@ -14,7 +14,7 @@ from memmod.errors import ModelError
 from memmod.nn import ModulatedConv2d, ModulatedMultiheadAttention, ModulatedOutput
 from memmod.nn._modulated import Modulated
 from memmod.ops.gating import gates as gates_of_selection
-from memmod.surgery import plain_conv2d, plain_linear
+from memmod.plain import plain_conv2d, plain_linear, replace_module
 
 if TYPE_CHECKING:
     from memmod.model import ModulatedModel
@@ -29,10 +29,10 @@ def bake(wf: ModulatedModel, index: Tensor | None, threshold: float | None) -> n
     Gates below `threshold` become exactly 0.
     """
     model = copy.deepcopy(wf.model)
-    for name, layer in list(model.named_modules()):
+    for layer in list(model.modules()):
         if isinstance(layer, Modulated):
             gates = [_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)]
-            _put(model, name, _baked(layer, *gates))
+            replace_module(model, layer, _baked(layer, *gates))
     return _close_attention(model, wf)
 
 
@@ -41,14 +41,6 @@ def _gates(memory: Tensor | None, index: Tensor | None, gate: str, threshold: fl
         return None
     gates = gates_of_selection(memory.detach(), index, gate)[0]
     return gates if threshold is None else torch.where(gates < threshold, 0.0, gates)
-
-
-def _put(model: nn.Module, name: str, new: nn.Module) -> None:
-    old = model.get_submodule(name)
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is old:
-                parent._modules[key] = new
 
 
 def _baked(layer: Modulated, s_out: Tensor | None, s_in: Tensor | None) -> nn.Module:
@@ -69,7 +61,7 @@ def _baked(layer: Modulated, s_out: Tensor | None, s_in: Tensor | None) -> nn.Mo
         if bias is not None and layer.gate_bias:
             bias = (bias.double() * s_out).to(bias.dtype)
     make = plain_conv2d if isinstance(layer, ModulatedConv2d) else plain_linear
-    return make(layer, new.to(weight.dtype).contiguous(memory_format=torch.preserve_format), bias)
+    return make(layer, new.to(weight.dtype), bias)
 
 
 def _baked_output(layer: ModulatedOutput, s_out: Tensor | None, s_in: Tensor | None) -> nn.Module:
@@ -172,17 +164,17 @@ def unload(wf: ModulatedModel) -> nn.Module:
     memo: dict = {}
     model = copy.deepcopy(wf.model, memo)
     for name, original in reversed(wf._originals):
-        _put(model, name, copy.deepcopy(original, memo))
+        replace_module(model, model.get_submodule(name), copy.deepcopy(original, memo))
     return _restore(model, wf)
 
 
 def _close_attention(model: nn.Module, wf: ModulatedModel) -> nn.Module:
     """Turn replaced attention back into the library's own, around its now ordinary projections."""
-    for name, layer in list(model.named_modules()):
+    for layer in list(model.modules()):
         if isinstance(layer, ModulatedMultiheadAttention):
-            _put(model, name, layer.to_multihead_attention(layer.in_proj, layer.out_proj))
+            replace_module(model, layer, layer.to_multihead_attention(layer.in_proj, layer.out_proj))
         elif hasattr(layer, "to_window_attention"):
-            _put(model, name, layer.to_window_attention(layer.qkv, layer.proj))
+            replace_module(model, layer, layer.to_window_attention(layer.qkv, layer.proj))
     return _restore(model, wf)
 
 

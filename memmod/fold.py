@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from memmod.observe import Observation
+from memmod.plain import plain_conv2d
 
 
 def foldable_pairs(model: nn.Module, observation: Observation) -> list[tuple[str, str]]:
@@ -49,22 +50,10 @@ def folded_conv(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     beta = torch.zeros_like(var) if norm.bias is None else norm.bias.detach().double()
     scale = gamma / (var + norm.eps).sqrt()
     bias = 0.0 if conv.bias is None else conv.bias.detach().double()
-    folded = nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
-        groups=conv.groups,
-        padding_mode=conv.padding_mode,
-        device="meta",
-    )
     weight = conv.weight.detach()
-    new_weight = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
-    folded.weight = nn.Parameter(torch.empty_like(weight).copy_(new_weight), requires_grad=False)
-    folded.bias = nn.Parameter((beta + (bias - mean) * scale).to(weight.dtype), requires_grad=False)
-    return folded.train(conv.training)
+    # Kept in the layout of the original, which strides alone tell.
+    new_weight = torch.empty_like(weight).copy_(weight.double() * scale[:, None, None, None])
+    return plain_conv2d(conv, new_weight, (beta + (bias - mean) * scale).to(weight.dtype))
 
 
 def what_is_left(norm: nn.BatchNorm2d) -> nn.Module:

@@ -26,6 +26,7 @@ from memmod.observe import (
     run_example,
     weight_readers,
 )
+from memmod.plain import plain_linear, replace_module
 
 # Folding moves logits by rounding alone; a pair that folds wrongly moves them by their own size.
 FOLD_TOLERANCE = 1e-3
@@ -112,13 +113,13 @@ class Surgery:
         """Put `new` in the place of module `name`, wherever the model refers to it, and remember what stood there."""
         old = self.model.get_submodule(name)
         self.originals.append((name, old))
-        _replace_everywhere(self.model, old, new)
+        replace_module(self.model, old, new)
 
     def undo(self, count: int) -> None:
         """Take back the newest `count` replacements."""
         for _ in range(count):
             name, old = self.originals.pop()
-            _replace_everywhere(self.model, self.model.get_submodule(name), old)
+            replace_module(self.model, self.model.get_submodule(name), old)
 
     def set_attribute(self, name: str, attribute: str, value: Any) -> None:
         """Set an attribute of module `name`, and remember what it was."""
@@ -129,13 +130,6 @@ class Surgery:
     def note(self, name: str, module: nn.Module, action: str, reason: str = "") -> None:
         """Add a row to the summary."""
         self.rows.append(Row(name, type(module).__name__, action, reason))
-
-
-def _replace_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for key, child in parent._modules.items():
-            if child is old and parent is not new:
-                parent._modules[key] = new
 
 
 @dataclass(frozen=True)
@@ -592,37 +586,6 @@ def _drop_projections_not_chosen(surgery: Surgery, chosen: set[str]) -> None:
             and any(name.startswith(f"{other}.") for other, _ in surgery.originals)
         ):
             surgery.replace(name, plain_linear(module, module.weight, module.bias))
-
-
-def plain_linear(layer: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """An ordinary `nn.Linear` of the layer's shape with these weights."""
-    linear = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None, device="meta")
-    linear.weight = _parameter(weight)
-    linear.bias = None if bias is None else _parameter(bias)
-    return linear.train(layer.training)
-
-
-def plain_conv2d(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """An ordinary `nn.Conv2d` of the layer's shape with these weights."""
-    conv = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        bias=bias is not None,
-        padding_mode=layer.padding_mode,
-        device="meta",
-    )
-    conv.weight = _parameter(weight)
-    conv.bias = None if bias is None else _parameter(bias)
-    return conv.train(layer.training)
-
-
-def _parameter(value: Tensor) -> nn.Parameter:
-    return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=False)
 
 
 def protect_outputs(surgery: Surgery, gated: list[str], example: Example) -> None:

@@ -96,6 +96,7 @@ def _small_vit(num_classes: int, channels: int, size: int) -> nn.Module:
         num_heads=4,
         mlp_ratio=2.0,
         class_token=True,
+        **({"proj_drop_rate": 0.1, "attn_drop_rate": 0.1} if size <= 8 else {}),
     )
     model.default_cfg = {"input_size": (channels, size, size), "num_classes": num_classes}
     return model
@@ -189,9 +190,10 @@ def default_training(model: str, dataset: Dataset) -> TrainConfig:
     few = len(dataset.train) < 5000
     config = TrainConfig(epochs=60, batch_size=64) if few else TrainConfig(epochs=6)
     if model == "vit":
-        # On a held-out third of the digits' training half: 0.963 with lr 8e-3, 0.952 with 4e-3, 0.90 with 2e-3;
-        # a shift cost 0.05.
-        config = replace(config, lr=8e-3 if few else 2e-3, weight_decay=0.05, batch_size=32 if few else 128)
+        # On a held-out third of the digits' training half, two seeds: 0.963 with lr 4e-3 and dropout, 0.950 with a mean
+        # over patches instead of a class token; one seed without dropout: 0.963 with 8e-3, 0.952 with 4e-3, 0.90 with
+        # 2e-3. Shifted images cost 0.05.
+        config = replace(config, lr=4e-3 if few else 2e-3, weight_decay=0.05, batch_size=32 if few else 128)
     else:
         config = replace(config, shift=1)
     return replace(config, flip=dataset.name == "fashion-mnist")
