@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from memmod import cli
 from memmod.cli import app, default_folder, parse_classes
 from memmod.errors import RunError, SelectionError
 from memmod.model import ModulatedModel
@@ -27,6 +28,8 @@ TINY = ("--steps", "4", "--eval-every", "2", "--batch-size", "16", "--max-set-si
 
 
 def invoke(*args: object):
+    # Made when the module was imported, for whatever terminal there was then.
+    cli.console.width = 200
     return CliRunner().invoke(app, [str(arg) for arg in args], env={"COLUMNS": "200"})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 from dataclasses import replace
@@ -38,17 +39,16 @@ class Untouchable(Split):
 
 
 @pytest.mark.parametrize("norm", [True, False])
-def test_every_class_is_unlearned_in_one_round(norm, caplog):
+def test_every_class_is_unlearned_in_one_round(norm):
     wf, test = modulated(norm), dataset().test
     before = evaluate(wf, test)
     config = UnlearnConfig(steps=100, lr=0.3, batch_size=64, eval_every=50)
-    with caplog.at_level(logging.WARNING):
-        result = fit(wf, config)
+    result = fit(wf, config)
     after = evaluate(wf, test)
     assert before.worst_forget > 0.9
     assert after.worst_forget <= 0.05
     assert after.mean_retain >= before.mean_retain - 0.03
-    assert result.warnings == () and not caplog.records
+    assert result.warnings == (), "the state that is kept has nothing to warn of"
     assert [e.step for e in result.history] == [0, 50, 100]
     assert result.best in result.history and result.seconds > 0
 
@@ -56,8 +56,8 @@ def test_every_class_is_unlearned_in_one_round(norm, caplog):
 @pytest.mark.parametrize("objective", objective_names())
 def test_every_objective_trains(objective):
     wf = modulated()
-    result = fit(wf, quick(objective=objective, steps=60, lr=0.3, eval_every=30))
-    assert result.best.mean_forget < result.history[0].mean_forget - 0.5
+    result = fit(wf, quick(objective=objective, steps=200, lr=0.2, eval_every=100))
+    assert result.history[-1].mean_forget < result.history[0].mean_forget - 0.5
     assert json.loads(json.dumps(result.to_dict()))["best"]["step"] == result.best.step
 
 
@@ -255,10 +255,10 @@ def test_hard_gates_cannot_be_trained():
 
 
 def test_the_progress_bar_shows_losses_and_the_worst_class():
-    shown, hidden = (Console(force_terminal=True, width=160, record=True) for _ in range(2))
-    for console, quiet in ((shown, False), (hidden, True)):
-        with console.capture():
-            Trainer(modulated(), dataset(), quick(), quiet=quiet, console=console).fit()
-    text = shown.export_text()
+    shown, hidden = io.StringIO(), io.StringIO()
+    for file, quiet in ((shown, False), (hidden, True)):
+        console = Console(file=file, force_terminal=True, width=160, color_system=None)
+        Trainer(modulated(), dataset(), quick(), quiet=quiet, console=console).fit()
+    text = shown.getvalue()
     assert "12/12" in text and "worst class" in text and "retain" in text
-    assert hidden.export_text() == ""
+    assert hidden.getvalue() == ""
