@@ -124,9 +124,7 @@ def check(runner: Runner, expected: tuple[Tensor, ...], allowed: list[float]) ->
     """
     for name, got, exact, bound in zip(("y", "dx", "dmemory"), runner.once(), expected, allowed, strict=False):
         error = _error(got, exact)
-        assert error <= bound, (
-            f"{runner.name} is wrong on {runner.layer.case}: {name} off by {error:.2e} > {bound:.2e}"
-        )
+        assert error <= bound, f"{runner.name} is wrong on {runner.layer.case}: {name} off by {error:.2e} > {bound:.2e}"
 
 
 def _error(got: Tensor, exact: Tensor) -> float:
