@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent
 BUILD_INFO = "_build_info.json"
 # No contraction: a·b + c would round in vectors and in the elements behind them differently. The -fno- options change
 # no result, and let loops with fp16 conversions become vectors. torch brings the OpenMP library, so it is not linked.
-CXX_FLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
+CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
 
 
 def setting(name: str, default: str, allowed: tuple[str, ...]) -> str:

@@ -1,10 +1,13 @@
-"""The shapes that are measured: linear layers of ViTs and MLPs, conv layers of ResNets and of the small networks."""
+"""What is measured: linear layers of ViTs and MLPs, conv layers of ResNets and small networks, whole networks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 CLASSES = 10
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENS = 197
 VIT_WIDTHS = {"T": 192, "S": 384, "B": 768}
 
@@ -22,6 +25,7 @@ class Case:
     kernel: int = 0
     side: int = 0
     stride: int = 1
+    dtype: str = "fp32"
     quick: bool = False
 
     @property
@@ -35,10 +39,31 @@ class Case:
         return (self.outputs, self.inputs) + (self.kernel, self.kernel) * bool(self.kernel)
 
     def __str__(self) -> str:
-        return f"{self.group}:{self.name}"
+        return _label(self)
 
 
-def _vit() -> list[Case]:
+@dataclass(frozen=True)
+class NetworkCase:
+    """One network of `memmod.zoo` on images ``[batch, 3, side, side]``; the layout is chosen where `convolutional`."""
+
+    group: str
+    name: str
+    model: str
+    side: int
+    batch: int
+    convolutional: bool = True
+    dtype: str = "fp32"
+    quick: bool = False
+
+    def __str__(self) -> str:
+        return _label(self)
+
+
+def _label(case: Case | NetworkCase) -> str:
+    return f"{case.group}:{case.name}" + f" {case.dtype}" * (case.dtype != "fp32")
+
+
+def _vit(dtype: str) -> list[Case]:
     cases = []
     for size, width in VIT_WIDTHS.items():
         for part, inputs, outputs in (
@@ -47,8 +72,8 @@ def _vit() -> list[Case]:
             ("fc1", width, 4 * width),
             ("fc2", 4 * width, width),
         ):
-            quick = (size, part) in (("T", "fc1"), ("S", "qkv"))
-            cases.append(Case("linear ViT", f"ViT-{size} {part}", 8, inputs, outputs, TOKENS, quick=quick))
+            quick = dtype == "fp32" and (size, part) in (("T", "fc1"), ("S", "qkv"))
+            cases.append(Case("linear ViT", f"ViT-{size} {part}", 8, inputs, outputs, TOKENS, dtype=dtype, quick=quick))
     return cases
 
 
@@ -58,7 +83,8 @@ def _rows() -> list[Case]:
         for width in (256, 1024)
         for batch in (128, 1024, 4096)
     ]
-    rows.append(Case("linear small", "digits ViT fc1", 128, 64, 128, 17, quick=True))
+    rows.append(Case("linear small", "32² rows 8", 8, 32, 32, quick=True))
+    rows.append(Case("linear small", "digits ViT fc1", 128, 64, 128, 17))
     rows.append(Case("linear small", "digits ViT qkv", 128, 64, 192, 17))
     return rows
 
@@ -90,5 +116,11 @@ def _convs() -> list[Case]:
     return cases
 
 
-LINEAR = tuple(_vit() + _rows())
+LINEAR = tuple(_vit("fp32") + _vit("bf16") + _rows())
 CONV = tuple(_convs())
+NETWORKS = (
+    NetworkCase("ResNet-18", "32x32 batch 64", "timm:resnet18", 32, 64, quick=True),
+    NetworkCase("ResNet-18", "224x224 batch 8", "timm:resnet18", 224, 8),
+    NetworkCase("ViT-T", "224x224 batch 8", "timm:vit_tiny_patch16_224", 224, 8, convolutional=False),
+)
+SERVED = tuple(replace(case, quick=False) for case in NETWORKS)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import table
-from benchmarks.cases import Case
-from benchmarks.measure import Result, compare
+from benchmarks import summary, table
+from benchmarks.cases import DTYPES, Case, NetworkCase
+from benchmarks.layers import LayerComparison
+from benchmarks.measure import Comparison, Result, compare
+from benchmarks.networks import make_network
 from benchmarks.rivals import RIVALS, make_layer
+from benchmarks.steps import NetworkComparison
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RESULTS = pytest.StashKey[list[Result]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("memmod")
     group.addoption("--quick", action="store_true", help="a subset of the cases that ends within 3 minutes")
-    group.addoption("--dtype", choices=DTYPES, default="fp32", help="dtype of the layers (default fp32)")
+    group.addoption("--dtype", choices=DTYPES, default=None, help="dtype of all cases (default: their own)")
     group.addoption("--rounds", type=int, default=None, help="rounds per case (default 9, quick 5)")
     group.addoption("--rivals", default=",".join(RIVALS), help="comma-separated rivals; plain always runs")
     group.addoption("--devices", default=None, help="comma-separated devices (default: cpu, and cuda where present)")
@@ -40,11 +43,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--quick"):
-        return
-    slow = [item for item in items if hasattr(item, "callspec") and not item.callspec.params["case"].quick]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    left = [item for item in items if hasattr(item, "callspec") and not _is_chosen(item, config)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
+def _is_chosen(item: pytest.Item, config: pytest.Config) -> bool:
+    case = item.callspec.params["case"]
+    if config.getoption("--quick") and not case.quick:
+        return False
+    # Cases that differ in dtype alone would all become the same one.
+    return config.getoption("--dtype") is None or case.dtype == "fp32"
 
 
 @pytest.fixture
@@ -52,33 +61,48 @@ def measure(benchmark, request: pytest.FixtureRequest, device: str):
     """Measure one case in one phase: every rival alternately with plain."""
     config = request.config
     rounds = config.getoption("--rounds") or (5 if config.getoption("--quick") else 9)
-    rivals = tuple(name for name in RIVALS if name == "plain" or name in config.getoption("--rivals").split(","))
+    chosen = {"plain", *config.getoption("--rivals").split(",")}
 
-    def run(case: Case, phase: str) -> None:
-        layer = make_layer(case, DTYPES[config.getoption("--dtype")], device)
+    def run(case: Case | NetworkCase, phase: str) -> None:
+        comparison = _comparison(replace(case, dtype=config.getoption("--dtype") or case.dtype), phase, device)
+        names = [name for name in comparison.rivals if name.split()[0] in chosen]
         results = compare(
-            layer, phase, rivals, rounds, lambda one, count: benchmark.pedantic(one, rounds=count, warmup_rounds=0)
+            comparison, names, rounds, lambda one, count: benchmark.pedantic(one, rounds=count, warmup_rounds=0)
         )
         # Compiled code of one case must not count against the recompile limit of the next.
         torch.compiler.reset()
-        benchmark.group = f"{case.group} {phase}"
+        benchmark.group = f"{comparison.group} {phase}"
         benchmark.extra_info.update(
-            {r.rival: {"ratio": r.ratio, "extra_bytes": r.extra_bytes} for r in results if not r.note}
+            {
+                r.rival: {"ratio": r.ratio, "extra_bytes": r.extra_bytes, "saved_bytes": r.saved_bytes}
+                for r in results
+                if not r.note
+            }
         )
         config.stash[RESULTS].extend(results)
 
     return run
 
 
+def _comparison(case: Case | NetworkCase, phase: str, device: str) -> Comparison:
+    if isinstance(case, NetworkCase):
+        return NetworkComparison(make_network(case, device, whole_batch=phase == "forward"), phase)
+    return LayerComparison(make_layer(case, device), phase)
+
+
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     results = config.stash[RESULTS]
     if not results:
         return
-    write = terminalreporter.write_line
-    terminalreporter.section("memmod: ratios to the plain layer")
-    write(table.machine())
-    for line in table.render(results):
-        write(line)
-    terminalreporter.section("memmod: geometric means")
-    for line in table.summarise(results):
-        write(line)
+    terminalreporter.section("memmod: ratios to plain")
+    terminalreporter.write_line(table.machine())
+    for title, lines in (
+        (None, table.render(results)),
+        ("memmod: geometric means", summary.by_group(results)),
+        ("memmod: networks", summary.networks(results)),
+        ("memmod: layers that plain computes in less than 1 ms", summary.small_layers(results)),
+    ):
+        if title is not None and lines:
+            terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)

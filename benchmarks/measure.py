@@ -1,27 +1,29 @@
-"""Checks rivals against the fp64 reference, then times them alternately with the plain layer."""
+"""Times the rivals of one comparison, alternately with plain, and counts the memory that they take."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
-from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-
-from benchmarks.rivals import RIVALS, Layer, Rival, left_out
-from memmod.ops import reference
 
 # A measurement shorter than this is repeated inside one timing.
 SHORTEST_SECONDS = 2e-3
+LAYOUT_TRIALS = 3
 PHASES = ("forward", "forward+backward")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 
 
 @dataclass
 class Result:
-    """One rival on one case: times in seconds, ratios to plain by round, peak extra bytes, or why it is left out."""
+    """One rival on one case: times in seconds, ratios to plain by round, peak extra bytes, or why it is left out.
+
+    `saved_bytes` is what a network's forward keeps for its backward; None for layers.
+    """
 
     case: str
     group: str
@@ -31,6 +33,7 @@ class Result:
     ratios: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     extra_bytes: int = 0
+    saved_bytes: int | None = None
     note: str = ""
 
     @property
@@ -39,28 +42,34 @@ class Result:
 
     @property
     def quartiles(self) -> tuple[float, float]:
+        if len(self.ratios) < 2:
+            return self.ratio, self.ratio
         first, _, third = statistics.quantiles(self.ratios, n=4, method="inclusive")
         return first, third
 
+    @property
+    def microseconds(self) -> float:
+        """Of one call."""
+        return statistics.median(self.seconds) * 1e6
+
+    @property
+    def overhead(self) -> float:
+        """Microseconds by which one call exceeds that of plain in the same round."""
+        return statistics.median(s - s / ratio for s, ratio in zip(self.seconds, self.ratios, strict=True)) * 1e6
+
 
 class Runner:
-    """A rival with its tensors, ready to be run in one phase."""
+    """A rival with its tensors, ready to be run: `once()` makes one call."""
 
-    def __init__(self, name: str, layer: Layer, phase: str) -> None:
-        self.name, self.layer, self.backward = name, layer, phase != "forward"
-        self.fn: Rival = RIVALS[name](layer)
-        self.x = layer.x.detach().requires_grad_(self.backward)
-        self.memory = layer.memory.detach().requires_grad_(self.backward)
-        self.repeats = 1
+    device: torch.device
+    repeats = 1
 
-    def once(self) -> tuple[Tensor, ...]:
-        """(y,) or (y, dx, dmemory); plain has no dmemory."""
-        if not self.backward:
-            with torch.no_grad():
-                return (self.fn(self.x, self.memory),)
-        y = self.fn(self.x, self.memory)
-        inputs = (self.x,) if self.name == "plain" else (self.x, self.memory)
-        return (y, *torch.autograd.grad(y, inputs, self.layer.dy))
+    def once(self) -> tuple[torch.Tensor, ...]:
+        raise NotImplementedError
+
+    def saved_bytes(self) -> int | None:
+        """What the forward keeps for the backward; None where it is not counted."""
+        return None
 
     def calibrate(self) -> None:
         """Warm up, and choose how many calls make one timing."""
@@ -71,89 +80,55 @@ class Runner:
 
     def time(self) -> float:
         """Seconds of one call."""
-        synchronise(self.x)
+        self._synchronise()
         start = time.perf_counter()
         for _ in range(self.repeats):
             self.once()
-        synchronise(self.x)
+        self._synchronise()
         return (time.perf_counter() - start) / self.repeats
 
-
-def synchronise(t: Tensor) -> None:
-    if t.is_cuda:
-        torch.cuda.synchronize(t.device)
-
-
-def oracle(layer: Layer) -> tuple[tuple[Tensor, ...], tuple[float, ...]]:
-    """(y, dx, dmemory) in fp64, and the largest magnitude that each one's sums of absolute values reach."""
-    exact = layer.to(torch.float64)
-    results = _reference(exact)
-    positive = Layer(
-        exact.case, exact.x.abs(), exact.weight.abs(), exact.bias.abs(), exact.memory, exact.index, exact.dy.abs()
-    )
-    return results, tuple(t.abs().max().item() for t in _reference(positive))
+    def _synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
 
-def _reference(layer: Layer) -> tuple[Tensor, ...]:
-    x, memory = layer.x.detach().requires_grad_(), layer.memory.detach().requires_grad_()
-    args = (x, layer.weight, layer.bias, memory, None, layer.index, "sigmoid", True, False)
-    if layer.case.kernel:
-        stride, padding = [layer.case.stride] * 2, [layer.case.kernel // 2] * 2
-        y = reference.modulated_conv2d(*args, stride, padding, [1, 1], 1)[0]
-    else:
-        y = reference.modulated_linear(*args)[0]
-    return (y.detach(), *torch.autograd.grad(y, (x, memory), layer.dy))
+class Comparison(Protocol):
+    """The rivals of one case in one phase; `layouts` are those that a rival may choose from."""
+
+    case: object
+    group: str
+    phase: str
+    rivals: Sequence[str]
+    layouts: Sequence[str]
+
+    def left_out(self, rival: str) -> str | None:
+        """Why a rival is not measured, or None."""
+
+    def runner(self, rival: str, layout: str) -> Runner: ...
+
+    def check(self, rival: str, runner: Runner) -> None:
+        """Raises AssertionError where a rival is wrong."""
 
 
-def bounds(layer: Layer, phase: str, expected: tuple[Tensor, ...], magnitudes: tuple[float, ...]) -> list[float]:
-    """The error that each tensor may have: 2 × the eager form's in its worse layout + eps × the largest magnitude."""
-    eps = torch.finfo(layer.x.dtype).eps
-    layouts = [layer.to(memory_format) for memory_format in LAYOUTS.values()] if layer.case.kernel else [layer]
-    runs = [Runner("eager", each, phase).once() for each in layouts]
-    return [
-        2 * max(_error(run[k], exact) for run in runs) + eps * magnitude
-        for k, (exact, magnitude) in enumerate(zip(expected, magnitudes, strict=True))
-    ]
-
-
-def check(runner: Runner, expected: tuple[Tensor, ...], allowed: list[float]) -> None:
-    """A rival's tensors are within their bounds of the oracle's.
-
-    Raises:
-        AssertionError: it is wrong, so it must not be timed.
-    """
-    for name, got, exact, bound in zip(("y", "dx", "dmemory"), runner.once(), expected, allowed, strict=False):
-        error = _error(got, exact)
-        assert error <= bound, f"{runner.name} is wrong on {runner.layer.case}: {name} off by {error:.2e} > {bound:.2e}"
-
-
-def _error(got: Tensor, exact: Tensor) -> float:
-    difference = (got.double() - exact).abs().max().item()
-    return difference if difference == difference else float("inf")
-
-
-def best_layout(name: str, layer: Layer, phase: str, trials: int = 3) -> tuple[str, Runner]:
-    """The runner in the faster of NCHW and channels_last, by the least of a few timings."""
-    if not layer.case.kernel:
-        runner = Runner(name, layer, phase)
+def best_layout(comparison: Comparison, rival: str) -> tuple[str, Runner]:
+    """The runner in the fastest of the layouts, by the least of a few timings."""
+    runners = {layout: comparison.runner(rival, layout) for layout in comparison.layouts}
+    for runner in runners.values():
         runner.calibrate()
-        return "", runner
-    runners = {}
-    for label, memory_format in LAYOUTS.items():
-        runners[label] = Runner(name, layer.to(memory_format), phase)
-        runners[label].calibrate()
-    least = {label: min(runner.time() for _ in range(trials)) for label, runner in runners.items()}
-    label = min(least, key=least.get)
-    return label, runners[label]
+    if len(runners) == 1:
+        return next(iter(runners.items()))
+    least = {layout: min(runner.time() for _ in range(LAYOUT_TRIALS)) for layout, runner in runners.items()}
+    layout = min(least, key=least.get)
+    return layout, runners[layout]
 
 
 def peak_bytes(runner: Runner) -> int:
     """The most memory that one call holds beyond what it started with."""
-    if runner.x.is_cuda:
-        before = torch.cuda.memory_allocated(runner.x.device)
-        torch.cuda.reset_peak_memory_stats(runner.x.device)
+    if runner.device.type == "cuda":
+        before = torch.cuda.memory_allocated(runner.device)
+        torch.cuda.reset_peak_memory_stats(runner.device)
         runner.once()
-        return torch.cuda.max_memory_allocated(runner.x.device) - before
+        return torch.cuda.max_memory_allocated(runner.device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         runner.once()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
@@ -164,27 +139,42 @@ def peak_bytes(runner: Runner) -> int:
     return peak
 
 
-def compare(layer: Layer, phase: str, rivals: tuple[str, ...], rounds: int, run_rounds) -> list[Result]:
-    """Check every rival, then time each alternately with plain.
+def saved_bytes(forward: Callable[[], torch.Tensor], held: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages that `forward` keeps for its backward, beyond those of the tensors `held`."""
+    own = {t.untyped_storage().data_ptr() for t in held}
+    saved: dict[int, int] = {}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        # Held until the sum is taken, so that no address is used twice.
+        output = forward()
+    total = sum(saved.values())
+    del output
+    return total
+
+
+def compare(
+    comparison: Comparison, names: Sequence[str], rounds: int, run_rounds: Callable[[Callable[[], None], int], None]
+) -> list[Result]:
+    """Check every named rival, then time each alternately with plain.
 
     `run_rounds(one_round, rounds)` runs the rounds: pytest-benchmark's pedantic mode.
     """
-    case = layer.case
-    expected, magnitudes = oracle(layer)
-    if phase == "forward":
-        expected, magnitudes = expected[:1], magnitudes[:1]
-    allowed = bounds(layer, phase, expected, magnitudes)
     results, runners = {}, {}
-    for name in rivals:
-        results[name] = Result(str(case), case.group, phase, name)
-        reason = left_out(name, case)
-        if reason is not None:
-            results[name].note = reason
+    for name in names:
+        result = results[name] = Result(str(comparison.case), comparison.group, comparison.phase, name)
+        result.note = comparison.left_out(name) or ""
+        if result.note:
             continue
-        results[name].layout, runners[name] = best_layout(name, layer, phase)
-        if name != "plain":
-            check(runners[name], expected, allowed)
-        results[name].extra_bytes = peak_bytes(runners[name])
+        result.layout, runners[name] = best_layout(comparison, name)
+        comparison.check(name, runners[name])
+        result.extra_bytes = peak_bytes(runners[name])
+        result.saved_bytes = runners[name].saved_bytes()
 
     order = [name for name in runners if name != "plain"]
 

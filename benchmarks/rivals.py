@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.cases import CLASSES, Case
+from benchmarks.cases import CLASSES, DTYPES, Case
 from memmod import functional
 
 Rival = Callable[[Tensor, Tensor], Tensor]
@@ -42,17 +42,23 @@ def _convert(t: Tensor, target: torch.dtype | torch.memory_format) -> Tensor:
     return t.to(target)
 
 
-def make_layer(case: Case, dtype: torch.dtype, device: str, seed: int = 0) -> Layer:
-    """Random tensors for a case; the memory is fp32; a tenth of the samples selects nothing."""
+def random_index(batch: int, generator: torch.Generator) -> Tensor:
+    """A class for each sample; a tenth of the samples selects nothing (-1)."""
+    index = torch.randint(CLASSES, (batch,), generator=generator)
+    index[torch.rand(batch, generator=generator) < 0.1] = -1
+    return index
+
+
+def make_layer(case: Case, device: str, seed: int = 0) -> Layer:
+    """Random tensors for a case; the memory is fp32."""
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+    def draw(*shape: int, dtype: torch.dtype = DTYPES[case.dtype]) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     weight = draw(*case.weight_shape)
     weight = weight / weight[0].numel() ** 0.5
-    index = torch.randint(CLASSES, (case.batch,), generator=generator)
-    index[torch.rand(case.batch, generator=generator) < 0.1] = -1
+    index = random_index(case.batch, generator)
     x, bias = draw(*case.x_shape), draw(case.outputs)
     memory = draw(CLASSES, case.outputs, dtype=torch.float32)
     y_shape = (*case.x_shape[:-1], case.outputs)
@@ -67,32 +73,38 @@ def _plain(case: Case, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def _gates(memory: Tensor, index: Tensor) -> Tensor:
-    """Gathered gates [B, O]; 1 where nothing is selected."""
-    return torch.where(index[:, None] < 0, 1.0, memory.sigmoid()[index.clamp_min(0)])
+def gate_rows(index: Tensor) -> Tensor:
+    """The rows of a table of gates whose last row, of ones, stands for -1."""
+    return index.remainder(CLASSES + 1)
 
 
-def _along(s: Tensor, y: Tensor, case: Case) -> Tensor:
-    return s[:, :, None, None] if case.kernel else s.view(s.shape[0], *(1,) * (y.dim() - 2), s.shape[1])
+def gates(memory: Tensor, rows: Tensor) -> Tensor:
+    """Gathered gates ``[B, O]``. Of the ways to write it in PyTorch, the fastest for forward and backward."""
+    return F.embedding(rows, torch.cat([memory.sigmoid(), memory.new_ones(1, memory.shape[1])]))
+
+
+def gated(y: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
+    """y ``[B, …, O]`` or ``[B, O, H, W]`` times its samples' gates."""
+    s = gates(memory, rows).to(y.dtype)
+    return y * (s[:, :, None, None] if y.dim() == 4 else s.view(s.shape[0], *(1,) * (y.dim() - 2), s.shape[1]))
 
 
 def _eager(layer: Layer) -> Rival:
-    case, weight, bias, index = layer.case, layer.weight, layer.bias, layer.index
+    case, weight, bias, rows = layer.case, layer.weight, layer.bias, gate_rows(layer.index)
 
     def run(x: Tensor, memory: Tensor) -> Tensor:
-        y = _plain(case, x, weight, bias)
-        return y * _along(_gates(memory, index), y, case).to(y.dtype)
+        return gated(_plain(case, x, weight, bias), memory, rows)
 
     return run
 
 
 def _materialised(layer: Layer) -> Rival:
-    case, weight, bias, index = layer.case, layer.weight, layer.bias, layer.index
+    case, weight, bias, rows = layer.case, layer.weight, layer.bias, gate_rows(layer.index)
 
     def run(x: Tensor, memory: Tensor) -> Tensor:
-        gates = torch.cat([memory.sigmoid(), memory.new_ones(1, memory.shape[1])])
-        classes = gates.view(*gates.shape, *(1,) * (weight.dim() - 1)).to(weight.dtype) * weight
-        chosen, biases = classes[index], (gates.to(bias.dtype) * bias)[index]
+        table = torch.cat([memory.sigmoid(), memory.new_ones(1, memory.shape[1])])
+        classes = table.view(*table.shape, *(1,) * (weight.dim() - 1)).to(weight.dtype) * weight
+        chosen, biases = classes[rows], (table.to(bias.dtype) * bias)[rows]
         if case.kernel:
             y = F.conv2d(
                 x.reshape(1, -1, *x.shape[2:]),
@@ -103,14 +115,14 @@ def _materialised(layer: Layer) -> Rival:
                 groups=case.batch,
             )
             return y.view(case.batch, case.outputs, *y.shape[2:])
-        rows = x.view(case.batch, -1, case.inputs)
-        return torch.baddbmm(biases[:, None], rows, chosen.transpose(1, 2)).view(*x.shape[:-1], case.outputs)
+        flat = x.view(case.batch, -1, case.inputs)
+        return torch.baddbmm(biases[:, None], flat, chosen.transpose(1, 2)).view(*x.shape[:-1], case.outputs)
 
     return run
 
 
 def _vmap(layer: Layer) -> Rival:
-    case, weight, bias, index = layer.case, layer.weight, layer.bias, layer.index
+    case, weight, bias, rows = layer.case, layer.weight, layer.bias, gate_rows(layer.index)
 
     def one(x: Tensor, s: Tensor) -> Tensor:
         s = s.to(weight.dtype)
@@ -118,7 +130,7 @@ def _vmap(layer: Layer) -> Rival:
         return _plain(case, x.unsqueeze(0), w, bias * s).squeeze(0)
 
     many = torch.func.vmap(one)
-    return lambda x, memory: many(x, _gates(memory, index))
+    return lambda x, memory: many(x, gates(memory, rows))
 
 
 def _memmod(layer: Layer) -> Rival:

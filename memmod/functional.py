@@ -14,6 +14,7 @@ from torch import Tensor
 
 import memmod.ops  # noqa: F401  (defines torch.ops.memmod)
 from memmod.errors import SelectionError
+from memmod.ops import direct
 from memmod.ops.autocast import cast
 from memmod.ops.layer_autograd import output_is_enough
 
@@ -53,10 +54,13 @@ def modulated_linear(
     if index is None or (memory is None and input_memory is None):
         _check_options(gate, keep)
         return F.linear(x, weight, bias)
+    x, weight, bias = cast(x, weight, bias)
+    y = direct.linear(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep)
+    if y is not None:
+        return y
     if x.dim() < 2:
         raise SelectionError(f"x has shape {tuple(x.shape)}; with a selection it must be [rows, ..., features]")
     _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1])
-    x, weight, bias = cast(x, weight, bias)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y, _ = torch.ops.memmod.modulated_linear.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated
@@ -94,6 +98,12 @@ def modulated_conv2d(
     if index is None or (memory is None and input_memory is None):
         _check_options(gate, keep)
         return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    x, weight, bias = cast(x, weight, bias)
+    y = direct.conv2d(
+        x, weight, bias, memory, input_memory, index, stride, padding, dilation, groups, gate, gate_bias, keep
+    )
+    if y is not None:
+        return y
     if x.dim() != 4:
         raise SelectionError(
             f"x has shape {tuple(x.shape)}; with a selection it must be [rows, channels, height, width]"
@@ -102,7 +112,6 @@ def modulated_conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, padding, stride, dilation)
-    x, weight, bias = cast(x, weight, bias)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     options = (stride, _pair(padding), dilation, groups)
     y, _ = torch.ops.memmod.modulated_conv2d.default(
@@ -126,6 +135,9 @@ def modulate_output(
     if index is None:
         _check_options(gate, keep)
         return x
+    y = direct.output(x, memory, index, dim, gate, keep)
+    if y is not None:
+        return y
     dims = x.dim()
     if not -dims < dim < dims or dim == 0:
         raise SelectionError(

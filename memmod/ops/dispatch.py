@@ -91,13 +91,13 @@ def get_backend() -> str | None:
 
 def availability() -> dict[str, str | None]:
     """For every backend None if it has kernels here, else the reason why not."""
-    _load()
+    load()
     return {name: _unavailable.get(name) for name in BACKENDS}
 
 
 def kernel(op: str, backend: str) -> Kernel | None:
     """The kernel that `backend` registered for `op`, or None."""
-    _load()
+    load()
     return _kernels.get(op, {}).get(backend)
 
 
@@ -107,7 +107,7 @@ def call(op: str, *args: Any) -> Any:
     Raises:
         BackendError: a backend was forced and cannot run this call.
     """
-    _load()
+    load()
     run = _automatic_run(op, args) if _forced is None else _forced_run(op, args)
     # The op's inputs have their final dtypes: an enabled autocast region must not cast inside.
     if torch._C._is_any_autocast_enabled():
@@ -138,7 +138,8 @@ def _forced_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     return candidate.run
 
 
-def _load() -> None:
+def load() -> None:
+    """Have every backend register its kernels, the first time."""
     global _loaded
     if _loaded:
         return

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -43,31 +46,83 @@ def unusable(package: Path = PACKAGE) -> str | None:
 
 def register() -> None:
     """Load the extension and register its kernels; `dispatch.availability()` tells why, if it cannot be loaded."""
+    global _module
     reason = unusable(PACKAGE) or _load(PACKAGE / build_info(PACKAGE)["extension"])
     if reason is not None:
         dispatch.set_unavailable("cpu", reason)
         return
-    ops = torch.ops.memmod_cpu
-    dispatch.register("modulate_output", "cpu", ops.modulate_output.default, _supports_forward)
-    dispatch.register("modulate_output_backward", "cpu", ops.modulate_output_backward.default, _supports_backward)
+    for op, supports in _SUPPORTS.items():
+        dispatch.register(op, "cpu", getattr(torch.ops.memmod_cpu, op).default, supports)
+
+
+def module() -> ModuleType | None:
+    """The extension's functions (csrc/cpu/module.cpp) if calls on the CPU are to run on it, else None."""
+    dispatch.load()
+    return _module if dispatch.get_backend() in (None, "cpu") else None
+
+
+def packed_bytes() -> int:
+    """Bytes of weights that the CPU kernels keep in their own order, beside the weights themselves.
+
+    A weight is packed when a layer first runs, once for the forward and once for the backward, 4 bytes an element each;
+    anew when it has changed; and freed with it.
+    """
+    return 0 if _module is None else _module.packed_bytes()
+
+
+def isa() -> str | None:
+    """The instruction set that the CPU kernels use: "avx512", "avx2" or "portable"; None without the extension.
+
+    MEMMOD_CPU_ISA names a lesser one than the processor's best.
+    """
+    return None if _module is None else _module.isa()
+
+
+_module: ModuleType | None = None
 
 
 def _load(library: Path) -> str | None:
+    global _module
     try:
-        torch.ops.load_library(library)
-    except (OSError, RuntimeError) as error:
+        spec = importlib.util.spec_from_file_location("memmod._cpu", library)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+    except (ImportError, OSError, RuntimeError) as error:
         return f"{library} cannot be loaded: {error}; {_REBUILD}"
+    _module = loaded
     return None
 
 
-def _supports_forward(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool) -> str | None:
-    return _unserved(x, memory, dim, gate)
+def _supports_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> str | None:
+    return _unserved(x, *rest[:2]) or _other_dtype(x, weight, bias)
 
 
-def _supports_backward(
+def _supports_linear_backward(
+    dy: Tensor,
+    x_shape: Sequence[int],
+    x: Tensor | None,
+    weight: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    *rest: Any,
+) -> str | None:
+    if math.prod(x_shape) == 0 and dy.numel() and rest[-1][3]:
+        return "the CPU kernel has no memory gradient of a layer without inputs"
+    return _unserved(dy, memory, input_memory) or _other_dtype(dy, x, weight, saved)
+
+
+def _supports_output(
+    x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool
+) -> str | None:
+    return _unserved(x, memory) or _layout(x, dim)
+
+
+def _supports_output_backward(
     dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
 ) -> str | None:
-    reason = _unserved(dy, memory, dim, gate)
+    reason = _unserved(dy, memory) or _layout(dy, dim)
     if reason is None and needs[1] and saved is not None:
         if saved.dtype != dy.dtype:
             return f"the gradient is {dy.dtype}, the saved output {saved.dtype}"
@@ -76,16 +131,33 @@ def _supports_backward(
     return reason
 
 
-def _unserved(x: Tensor, memory: Tensor, dim: int, gate: str) -> str | None:
-    if gate != "sigmoid":
-        return f"the CPU kernel has the gate 'sigmoid' only, not {gate!r}"
+_SUPPORTS = {
+    "modulated_linear": _supports_linear,
+    "modulated_linear_backward": _supports_linear_backward,
+    "modulated_conv2d": _supports_linear,
+    "modulated_conv2d_backward": _supports_linear_backward,
+    "modulate_output": _supports_output,
+    "modulate_output_backward": _supports_output_backward,
+}
+
+
+def _unserved(x: Tensor, *memories: Tensor | None) -> str | None:
+    memories = [memory for memory in memories if memory is not None]
     if x.device.type != "cpu":
         return f"the CPU kernel needs CPU tensors, x is on {x.device}"
-    if x.dtype not in _DTYPES or memory.dtype != torch.float32:
-        return f"the CPU kernel serves fp32, bf16 and fp16 with an fp32 memory, not {x.dtype} with {memory.dtype}"
-    if torch.is_grad_enabled() and (x.requires_grad or memory.requires_grad):
-        return "the CPU kernel is not recorded by autograd: call the op torch.ops.memmod.modulate_output"
-    return _layout(x, dim)
+    if x.dtype not in _DTYPES or any(memory.dtype != torch.float32 for memory in memories):
+        kinds = " and ".join(str(memory.dtype) for memory in memories)
+        return f"the CPU kernel serves fp32, bf16 and fp16 with an fp32 memory, not {x.dtype} with {kinds}"
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *memories)):
+        return "the CPU kernel is not recorded by autograd: call the op in torch.ops.memmod"
+    return None
+
+
+def _other_dtype(x: Tensor, *others: Tensor | None) -> str | None:
+    for other in others:
+        if other is not None and other.dtype != x.dtype:
+            return f"the CPU kernel needs one dtype, not {x.dtype} and {other.dtype}"
+    return None
 
 
 def _layout(x: Tensor, dim: int) -> str | None:

@@ -187,7 +187,8 @@ def _aten_calls(run) -> set[str]:
 @pytest.mark.parametrize(
     ("case", "product"), [(LINEAR, "aten::mm"), (CONV, "aten::convolution_backward")], ids=["linear", "conv"]
 )
-def test_frozen_weight_and_input_cost_no_product_in_backward(case, product):
+@pytest.mark.parametrize("backend", ["reference"], indirect=True)
+def test_frozen_weight_and_input_cost_no_product_in_backward(backend, case, product):
     case = change(case, granularity="unit")
     calls = {}
     for needs in (("memory",), ("x", "memory")):
@@ -197,12 +198,14 @@ def test_frozen_weight_and_input_cost_no_product_in_backward(case, product):
     assert product in calls[("x", "memory")]
 
 
-def test_forward_allocates_nothing_else_of_the_outputs_size():
-    problem = Case("modulated_linear", (8, 64, 32, 128)).draw()
+@each_case([Case("modulated_linear", (8, 64, 32, 128))])
+def test_forward_allocates_nothing_else_of_the_outputs_size(backend, case):
+    problem = case.draw()
+    forward(problem)
     size = 8 * 64 * 128 * 4
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         forward(problem)
-    assert [e.name for e in profiler.events() if e.self_cpu_memory_usage >= size / 2] == ["aten::addmm"]
+    assert len([e for e in profiler.events() if e.self_cpu_memory_usage >= size / 2]) == 1
 
 
 @each_case(CASES)

@@ -1,0 +1,72 @@
+// A convolution of channels_last images as products over the pixels, each row of A found by one pointer per tap.
+#pragma once
+
+#include "gates.h"
+#include "layers.h"
+#include "packed.h"
+#include "rows.h"
+
+namespace memmod::cpu {
+
+// x [N, H, W, I] and y [N, OH, OW, O] in memory order, fp32.
+struct ConvShape {
+  int64_t images, height, width, inputs, out_height, out_width, units, kernel_height, kernel_width;
+  ConvOptions options;
+
+  int64_t taps() const {
+    return kernel_height * kernel_width;
+  }
+};
+
+// y = s ⊙ (conv(x, W) + b), or the bias behind the gate. gates: null for none; image n belongs to sample
+// n / images_per_sample. kept: null, or takes the gated part (keep_product: what the gate multiplies).
+struct ConvForward {
+  const float* x;
+  float* y;
+  float* kept;
+  const float* bias;
+  bool gate_bias, keep_product;
+  const Gates* gates;
+  int64_t images_per_sample;
+};
+
+void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight);
+
+// dx = convᵀ(s ⊙ dy, W), with sums of dy ⊙ saved for the classes in the same pass.
+struct ConvBackward {
+  const float* dy;
+  float* dx;
+  const float* saved;
+  const Gates* gates;
+  ClassSums* sums;
+  int64_t images_per_sample;
+};
+
+// How the tasks of a backward share the images: whole images, or bands of their rows.
+class Bands {
+ public:
+  explicit Bands(const ConvShape& shape);
+
+  int64_t tasks() const {
+    return groups_ * bands_;
+  }
+  int64_t first_image(int64_t task) const {
+    return part_start(images_, groups_, task / bands_);
+  }
+  int64_t last_image(int64_t task) const {
+    return part_start(images_, groups_, task / bands_ + 1);
+  }
+  // The task's part of `rows` rows of every one of its images.
+  std::pair<int64_t, int64_t> band(int64_t task, int64_t rows) const {
+    return {part_start(rows, bands_, task % bands_), part_start(rows, bands_, task % bands_ + 1)};
+  }
+  // The samples of each task, for ClassSums.
+  std::vector<std::pair<int64_t, int64_t>> samples(int64_t images_per_sample) const;
+
+ private:
+  int64_t images_, groups_, bands_;
+};
+
+void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight);
+
+}  // namespace memmod::cpu

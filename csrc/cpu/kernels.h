@@ -1,0 +1,82 @@
+// The inner loops of the CPU kernels, as a table of functions per instruction set.
+//
+// Only plain structs and pointers here: the files that implement the tables are compiled for their instruction set, and
+// an inline function that they share with others could be linked into code that must run anywhere.
+#pragma once
+
+#include <cstdint>
+
+namespace memmod::cpu {
+
+// Element types in the order of the tables below.
+enum class Type : int { kFloat, kBFloat16, kHalf };
+constexpr int kTypes = 3;
+
+// The most rows that a tile of any instruction set has; row pointers are laid out in steps of it.
+constexpr int64_t kMaxRows = 8;
+// The most columns that a tile has.
+constexpr int64_t kMaxColumns = 32;
+
+// One tile of C = A · B: some rows (given by the function) by `columns` columns. A's rows are found through pointers, one
+// per tap: a linear layer has one tap, a convolution one per element of its filter.
+struct Tile {
+  const float* const* a;     // [taps][kMaxRows]: a row's first channel at a tap
+  const int64_t* b_offsets;  // [taps]: where the tap's [channels, tile columns] are, from b
+  const float* b;            // one packed panel, from the first channel of this call
+  int64_t taps;
+  int64_t a_channel, channels;      // where this call starts in A's rows, and how many channels it sums over
+  int64_t a_step;                   // from one group of `lanes` channels to the next in a row of A
+  int64_t column, columns;          // the first column, and how many there are of the tile's width
+  int64_t partial_column;           // subtracted from the column in partial sums
+  const float* const* partial_in;   // [rows]: sums of earlier calls, or null for none
+  float* const* partial_out;        // [rows]: where to leave the sums, or null: this is the last call, write `out`
+  void* const* out;                 // [rows]
+  void* const* kept;                // [rows]: a second output, or null: the product before a bias that is not gated
+  const float* bias;                // [columns of B] or null
+  const float* const* gates;        // [rows]: multipliers [columns of B], or null
+  bool bias_first;                  // the bias is gated too
+  bool keep_product;                // `kept` takes what the gate multiplies, instead of the result of it
+};
+
+struct Kernels {
+  const char* name;
+  // Rows and columns of a full tile; 0 where there is no tile: the library multiplies.
+  int64_t rows, columns;
+  // Floats of a vector.
+  int64_t lanes;
+  // By type of the output and number of rows - 1.
+  void (*tile[kTypes][kMaxRows])(const Tile& tile);
+
+  // Rows of `count` elements that lie `stride` (in y: y_stride) elements apart.
+  // y[r, i] = x[r, i] * s[i]; s may be null (1), x and y may be the same.
+  void (*scale_rows[kTypes])(
+      const void* x, int64_t stride, const float* s, void* y, int64_t y_stride, int64_t rows, int64_t count);
+  // The same into fp32, with groups of `lanes` elements of a row of y `y_step` apart.
+  void (*widen_rows[kTypes])(
+      const void* x, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step, int64_t rows,
+      int64_t count);
+  // sums[i] += Σ_r a[r, i] * b[r, i] in ascending r; on the way y[r, i] = a[r, i] * s[i] unless y is null.
+  void (*reduce_rows[kTypes])(
+      const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride, float* sums,
+      int64_t rows, int64_t count);
+  // The same with y in fp32 and its groups `y_step` apart.
+  void (*reduce_widen_rows[kTypes])(
+      const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
+      float* sums, int64_t rows, int64_t count);
+  // y[i] = x[i] * s.
+  void (*scale_line[kTypes])(const void* x, float s, void* y, int64_t count);
+  // Σ a[i] * b[i], and on the way y[i] = a[i] * s unless y is null.
+  float (*reduce_line[kTypes])(const void* a, const void* b, float s, void* y, int64_t count);
+};
+
+extern const Kernels kPortable;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MEMMOD_X86
+extern const Kernels kAvx2;
+extern const Kernels kAvx512;
+#endif
+
+// The table in use: the best that the processor runs, or the one that MEMMOD_CPU_ISA names.
+const Kernels& kernels();
+
+}  // namespace memmod::cpu

@@ -1,0 +1,102 @@
+// The inner loops for any processor, and the choice of a table when the library is loaded.
+#include <c10/util/BFloat16.h>
+#include <c10/util/Exception.h>
+#include <c10/util/Half.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "kernels.h"
+
+#define MEMMOD_UNROLL
+#define MEMMOD_UNROLL_LANES
+#define MEMMOD_RARE
+
+namespace memmod::cpu {
+namespace {
+
+using Bf16 = c10::BFloat16;
+using Fp16 = c10::Half;
+
+// Four lanes that the compiler may make one vector.
+struct Vector {
+  struct Register {
+    float lanes[4];
+  };
+  static constexpr int64_t kLanes = 4;
+
+  template <typename Lane>
+  static Register each(const Lane& lane) {
+    return {{lane(0), lane(1), lane(2), lane(3)}};
+  }
+  static Register zero() {
+    return {};
+  }
+  static Register broadcast(const float* p) {
+    return each([&](int) { return *p; });
+  }
+  template <typename T>
+  static Register load(const T* p) {
+    return each([&](int i) { return static_cast<float>(p[i]); });
+  }
+  template <typename T>
+  static void store(T* p, Register x) {
+    for (int i = 0; i < kLanes; ++i) {
+      p[i] = static_cast<T>(x.lanes[i]);
+    }
+  }
+  static Register add(Register a, Register b) {
+    return each([&](int i) { return a.lanes[i] + b.lanes[i]; });
+  }
+  static Register multiply(Register a, Register b) {
+    return each([&](int i) { return a.lanes[i] * b.lanes[i]; });
+  }
+  static Register fma(Register a, Register b, Register c) {
+    return each([&](int i) { return fma_one(a.lanes[i], b.lanes[i], c.lanes[i]); });
+  }
+  // Two roundings: a fused one is a slow library call where the processor has none.
+  static float fma_one(float a, float b, float c) {
+    return a * b + c;
+  }
+};
+
+#include "kernels.inc"
+
+const Kernels& choose() {
+  const char* named = std::getenv("MEMMOD_CPU_ISA");
+  const std::string name = named == nullptr ? "" : named;
+  TORCH_CHECK_VALUE(
+      name.empty() || name == "portable" || name == "avx2" || name == "avx512", "MEMMOD_CPU_ISA is '", name,
+      "'; it must be portable, avx2 or avx512");
+#ifdef MEMMOD_X86
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  const bool avx2 = false, avx512 = false;
+#endif
+  TORCH_CHECK_VALUE(
+      !(name == "avx2" && !avx2) && !(name == "avx512" && !avx512), "MEMMOD_CPU_ISA is '", name,
+      "', which this processor does not have: unset it");
+#ifdef MEMMOD_X86
+  if (avx512 && (name.empty() || name == "avx512")) {
+    return kAvx512;
+  }
+  if (avx2 && (name.empty() || name == "avx2")) {
+    return kAvx2;
+  }
+#endif
+  return kPortable;
+}
+
+}  // namespace
+
+const Kernels kPortable = {"portable", 0, kColumns, Vector::kLanes, {}, MEMMOD_ROW_FUNCTIONS};
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose();
+  return chosen;
+}
+
+}  // namespace memmod::cpu

@@ -1,0 +1,372 @@
+// memmod::modulated_linear on the CPU.
+#include "linear.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <c10/util/accumulate.h>
+
+#include <algorithm>
+
+#include "layers.h"
+#include "multiply.h"
+#include "selected.h"
+
+namespace memmod::cpu {
+namespace {
+
+Rows& thread_rows() {
+  thread_local Rows rows;
+  return rows;
+}
+
+struct Share {
+  int64_t first_row, last_row, first_panel, last_panel;
+};
+
+// Task `task` of a partition: column parts side by side, so that a thread that takes the next one finds the rows warm.
+Share share_of(const Partition& parts, int64_t rows, int64_t panels, int64_t task) {
+  const int64_t row = task / parts.column_parts, column = task % parts.column_parts;
+  return {
+      part_start(rows, parts.row_parts, row), part_start(rows, parts.row_parts, row + 1),
+      part_start(panels, parts.column_parts, column), part_start(panels, parts.column_parts, column + 1)};
+}
+
+constexpr int64_t kOneTap = 0;
+
+Partition partition_of(int64_t rows, const Packed& weight) {
+  return partition(rows, weight.panels(), 2 * weight.channels * weight.columns);
+}
+
+bool worth_threads(int64_t rows, const Packed& weight) {
+  return 2 * rows * weight.channels * weight.columns > kSerialOperations;
+}
+
+}  // namespace
+
+void run(const LinearForward& layer, const Packed& weight) {
+  const Kernels& kernel = kernels();
+  const int64_t total = layer.x.rows, inputs = layer.x.columns;
+  const Partition parts = partition_of(total, weight);
+  const RowTasks samples{total, layer.per_sample, parts.row_parts};
+  const bool copies = layer.in != nullptr || layer.x.type != Type::kFloat;
+  const Epilogue epilogue{layer.y.type,           layer.bias,   layer.gate_bias, layer.out != nullptr,
+                          static_cast<bool>(layer.kept), layer.keep_product};
+  for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
+    const Share share = share_of(parts, total, weight.panels(), task);
+    Rows& rows = thread_rows();
+    rows.reset(share.last_row - share.first_row, 1);
+    rows.place([&](int64_t row, const float** places) {
+      places[0] = static_cast<const float*>(layer.x.at(share.first_row + row));
+      rows.out[row] = layer.y.at(share.first_row + row);
+      rows.kept[row] = layer.kept ? layer.kept.at(share.first_row + row) : nullptr;
+    });
+    if (layer.out != nullptr) {
+      samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+        std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.out->row_or_ones(sample));
+      });
+    }
+    if (!copies) {
+      multiply(rows, weight, &kOneTap, share.first_panel, share.last_panel, epilogue);
+      return;
+    }
+    const RowCopy copy(rows, inputs);
+    const auto widen = [&](int64_t channel, int64_t channels) {
+      samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t first, int64_t count) {
+        const float* s = layer.in != nullptr ? layer.in->row(sample) : nullptr;
+        const int64_t from = first - share.first_row;
+        copy.each_tile(from, from + count, [&](int64_t row, int64_t some, float* to) {
+          kernel.widen_rows[static_cast<int>(layer.x.type)](
+              layer.x.at(share.first_row + row, channel), inputs, s == nullptr ? nullptr : s + channel, to,
+              copy.row_stride(), copy.step(), some, channels);
+        });
+      });
+    };
+    const Prepare prepare(widen);
+    multiply(rows, weight, &kOneTap, share.first_panel, share.last_panel, epilogue, &prepare);
+  });
+}
+
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs) {
+  return {rows, per_sample, partition(rows, 1, 2 * inputs * outputs).row_parts};
+}
+
+void run(const LinearBackward& layer, const Packed& weight) {
+  const Kernels& kernel = kernels();
+  const int64_t total = layer.dy.rows, units = layer.dy.columns, inputs = layer.dx.columns;
+  const Partition parts = partition_of(total, weight);
+  const bool copies = layer.out != nullptr || layer.dy.type != Type::kFloat;
+  Epilogue epilogue;
+  epilogue.type = layer.dx.type;
+  epilogue.gated = layer.in != nullptr;
+  epilogue.kept = static_cast<bool>(layer.ungated);
+  epilogue.keep_product = true;
+  for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
+    const Share share = share_of(parts, total, weight.panels(), task);
+    const int64_t row_task = task / parts.column_parts;
+    const bool sums = layer.output_sums != nullptr && share.first_panel == 0;
+    Rows& rows = thread_rows();
+    rows.reset(share.last_row - share.first_row, 1);
+    rows.place([&](int64_t row, const float** places) {
+      places[0] = static_cast<const float*>(layer.dy.at(share.first_row + row));
+      rows.out[row] = layer.dx.at(share.first_row + row);
+      rows.kept[row] = layer.ungated ? layer.ungated.at(share.first_row + row) : nullptr;
+    });
+    if (layer.in != nullptr) {
+      layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+        std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.in->row_or_ones(sample));
+      });
+    }
+    if (copies) {
+      const RowCopy copy(rows, units);
+      const auto gate = [&](int64_t channel, int64_t channels) {
+        layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t first, int64_t count) {
+          const float* s = layer.out != nullptr ? layer.out->row(sample) : nullptr;
+          float* sum = sums ? layer.output_sums->row(row_task, sample) : nullptr;
+          const int64_t from = first - share.first_row;
+          copy.each_tile(from, from + count, [&](int64_t local, int64_t some, float* to) {
+            const int64_t row = share.first_row + local;
+            if (sum != nullptr) {
+              kernel.reduce_widen_rows[static_cast<int>(layer.dy.type)](
+                  layer.dy.at(row, channel), layer.saved.at(row, channel), units, s + channel, to, copy.row_stride(),
+                  copy.step(), sum + channel, some, channels);
+            } else {
+              kernel.widen_rows[static_cast<int>(layer.dy.type)](
+                  layer.dy.at(row, channel), units, s == nullptr ? nullptr : s + channel, to, copy.row_stride(),
+                  copy.step(), some, channels);
+            }
+          });
+        });
+      };
+      const Prepare prepare(gate);
+      multiply(rows, weight, &kOneTap, share.first_panel, share.last_panel, epilogue, &prepare);
+    } else {
+      multiply(rows, weight, &kOneTap, share.first_panel, share.last_panel, epilogue);
+    }
+    if (layer.input_sums == nullptr) {
+      return;
+    }
+    const Matrix& factor = layer.ungated ? layer.ungated : layer.dx;
+    const int64_t column = share.first_panel * weight.width;
+    const int64_t columns = std::min(inputs, share.last_panel * weight.width) - column;
+    layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+      if (float* sum = layer.input_sums->row(row_task, sample)) {
+        add_products(
+            layer.x.type, layer.x.at(row, column), factor.at(row, column), inputs, sum + column, count, columns);
+      }
+    });
+  });
+}
+
+namespace {
+
+// Rows that the library multiplies at once where there are no tiles.
+constexpr int64_t kLibraryRows = 512;
+
+at::Tensor as_rows(const at::Tensor& t) {
+  return t.contiguous().view({c10::multiply_integers(t.sizes().slice(0, t.dim() - 1)), t.size(-1)});
+}
+
+at::Tensor empty_result(const at::Tensor& like) {
+  return at::empty({0}, like.options());
+}
+
+// y from the library, a cache-sized block of rows at a time.
+void forward_with_library(
+    const LinearForward& layer, const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
+    const at::Tensor& y, const at::Tensor& kept) {
+  const int64_t step = std::max<int64_t>(1, kLibraryRows / layer.per_sample) * layer.per_sample;
+  const at::Tensor transposed = weight.t();
+  for (int64_t first = 0; first < x.size(0); first += step) {
+    const int64_t count = std::min(step, x.size(0) - first);
+    at::Tensor rows = x.narrow(0, first, count), out = y.narrow(0, first, count);
+    const RowTasks tasks{count, layer.per_sample, std::min<int64_t>(count, 8)};
+    const auto gate = [&](const Matrix& from, const Matrix& to, const Gates& gates) {
+      for_each_task(tasks.parts, true, [&](int64_t task) {
+        tasks.each_sample(tasks.start(task), tasks.start(task + 1), [&](int64_t sample, int64_t row, int64_t n) {
+          kernels().scale_rows[static_cast<int>(from.type)](
+              from.at(row), from.columns, gates.row(sample + first / layer.per_sample), to.at(row), from.columns, n,
+              from.columns);
+        });
+      });
+    };
+    if (layer.in != nullptr) {
+      const at::Tensor gated = at::empty_like(rows);
+      gate(Matrix(rows, rows.size(1)), Matrix(gated, rows.size(1)), *layer.in);
+      rows = gated;
+    }
+    at::mm_out(out, rows, transposed);
+    if (bias.has_value() && layer.gate_bias) {
+      out.add_(*bias);
+    }
+    if (kept.numel() > 0 && layer.keep_product) {
+      kept.narrow(0, first, count).copy_(out);
+    }
+    if (layer.out != nullptr) {
+      gate(Matrix(out, out.size(1)), Matrix(out, out.size(1)), *layer.out);
+    }
+    if (kept.numel() > 0 && !layer.keep_product) {
+      kept.narrow(0, first, count).copy_(out);
+    }
+    if (bias.has_value() && !layer.gate_bias) {
+      out.add_(*bias);
+    }
+  }
+}
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> linear_forward(
+    const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const Modulation& modulation,
+    bool keep_gated) {
+  const int64_t units = weight.size(0), inputs = weight.size(1);
+  auto shape = x.sizes().vec();
+  shape.back() = units;
+  const at::Tensor y = at::empty(shape, x.options());
+  const bool keeps = keep_gated && modulation.memory.has_value();
+  const at::Tensor kept = keeps ? at::empty_like(y) : empty_result(x);
+  if (y.numel() == 0) {
+    return {y, kept};
+  }
+  const at::Tensor rows = as_rows(x);
+  const Selected selected(modulation, true, true);
+  const int64_t samples = selected.selection.samples();
+  TORCH_CHECK_VALUE(
+      samples > 0 && x.size(0) % samples == 0, "memmod: ", x.size(0), " rows do not belong to ", samples, " samples");
+  LinearForward layer;
+  layer.gate_bias = modulation.gate_bias;
+  layer.keep_product = modulation.gate == Gate::kIdentity;
+  layer.out = selected.output_gates();
+  layer.in = selected.input_gates();
+  layer.per_sample = rows.size(0) / samples;
+  if (kernels().rows == 0 || inputs == 0) {
+    forward_with_library(layer, rows, weight, bias, as_rows(y), keeps ? as_rows(kept) : kept);
+    return {y, kept};
+  }
+  const at::Tensor wide_bias = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
+  layer.bias = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
+  layer.x = Matrix(rows, inputs);
+  layer.y = Matrix(y, units);
+  if (keeps) {
+    layer.kept = Matrix(kept, units);
+  }
+  run(layer, packed(weight, Direction::kForward));
+  return {y, kept};
+}
+
+Gradients linear_backward(
+    const at::Tensor& dy, at::IntArrayRef x_shape, const std::optional<at::Tensor>& x,
+    const std::optional<at::Tensor>& weight, const Modulation& modulation, const std::optional<at::Tensor>& saved,
+    const Needs& needs) {
+  const auto [need_dx, need_dweight, need_dbias, need_dmemory, need_dinput] = needs;
+  const int64_t units = dy.size(-1), inputs = x_shape.back();
+  Gradients gradients;
+  for (at::Tensor& gradient : gradients) {
+    gradient = empty_result(dy);
+  }
+  if (dy.numel() == 0 || inputs == 0) {
+    gradients[0] = need_dx ? at::zeros(x_shape, dy.options()) : gradients[0];
+    gradients[1] = need_dweight ? at::zeros({units, inputs}, dy.options()) : gradients[1];
+    gradients[2] = need_dbias ? at::sum(as_rows(dy), {0}) : gradients[2];
+    TORCH_CHECK_VALUE(dy.numel() == 0 || !need_dmemory, "memmod: the CPU kernel has no layer without inputs");
+    gradients[3] = need_dmemory ? at::zeros_like(*modulation.memory) : gradients[3];
+    gradients[4] = need_dinput ? at::zeros_like(*modulation.input_memory) : gradients[4];
+    return gradients;
+  }
+  const bool product = need_dx || need_dinput;
+  const bool needs_dz = need_dweight || (need_dbias && modulation.gate_bias);
+  const at::Tensor rows = as_rows(dy);
+  const Selected selected(modulation, product || needs_dz || need_dmemory, true);
+  const RowTasks tasks = row_tasks(rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units);
+  const auto ranges = tasks.samples();
+  std::optional<ClassSums> output_sums, input_sums;
+  const at::Tensor saved_rows = need_dmemory ? as_rows(*saved) : at::Tensor();
+  if (need_dmemory) {
+    output_sums.emplace(selected.slots, units, ranges);
+  }
+  if (need_dinput) {
+    input_sums.emplace(selected.slots, inputs, ranges);
+  }
+  const bool tiles = kernels().rows != 0;
+  // The gated gradient as a whole, where more than one product reads it or the library does.
+  at::Tensor dz;
+  const bool separate = needs_dz || !product || !tiles;
+  if (separate && (needs_dz || need_dmemory || product)) {
+    const bool writes = needs_dz || product;
+    dz = writes && selected.output_gates() == nullptr ? rows : writes ? at::empty_like(rows) : at::Tensor();
+    const Matrix out = writes && selected.output_gates() != nullptr ? Matrix(dz, units) : Matrix();
+    if (out || need_dmemory) {
+      gate_rows(
+          Matrix(rows, units), out, need_dmemory ? Matrix(saved_rows, units) : Matrix(), selected.output_gates(),
+          tasks, need_dmemory ? &*output_sums : nullptr);
+    }
+  }
+  at::Tensor dx, ungated;
+  if (product) {
+    dx = at::empty(x_shape, dy.options());
+    const bool keeps = need_dinput && modulation.gate == Gate::kIdentity;
+    ungated = keeps ? at::empty_like(dx) : at::Tensor();
+    const at::Tensor x_rows = need_dinput ? as_rows(*x) : at::Tensor();
+    if (tiles) {
+      LinearBackward layer;
+      layer.dy = Matrix(separate ? dz : rows, units);
+      layer.dx = Matrix(dx, inputs);
+      layer.ungated = keeps ? Matrix(ungated, inputs) : Matrix();
+      layer.out = separate ? nullptr : selected.output_gates();
+      layer.in = selected.input_gates();
+      if (need_dmemory && !separate) {
+        layer.saved = Matrix(saved_rows, units);
+        layer.output_sums = &*output_sums;
+      }
+      if (need_dinput) {
+        layer.x = Matrix(x_rows, inputs);
+        layer.input_sums = &*input_sums;
+      }
+      layer.tasks = tasks;
+      run(layer, packed(*weight, Direction::kBackward));
+    } else {
+      at::Tensor dx_rows = dx.view({-1, inputs});
+      at::mm_out(dx_rows, dz, *weight);
+      const Matrix matrix(dx, inputs), factors = need_dinput ? Matrix(x_rows, inputs) : Matrix();
+      ClassSums* sums = need_dinput ? &*input_sums : nullptr;
+      if (keeps) {
+        gate_rows(matrix, Matrix(), factors, nullptr, tasks, sums);
+      }
+      if (selected.input_gates() != nullptr) {
+        gate_rows(matrix, matrix, Matrix(), selected.input_gates(), tasks, nullptr);
+      }
+      if (need_dinput && !keeps) {
+        gate_rows(matrix, Matrix(), factors, nullptr, tasks, sums);
+      }
+    }
+    if (need_dx) {
+      gradients[0] = dx;
+    }
+  }
+  if (need_dweight) {
+    at::Tensor x_rows = as_rows(*x);
+    if (selected.input_gates() != nullptr) {
+      const at::Tensor gated = at::empty_like(x_rows);
+      gate_rows(
+          Matrix(x_rows, inputs), Matrix(gated, inputs), Matrix(), selected.input_gates(), tasks, nullptr);
+      x_rows = gated;
+    }
+    gradients[1] = at::mm(dz.t(), x_rows);
+  }
+  if (need_dbias) {
+    gradients[2] = at::sum(modulation.gate_bias ? dz : rows, {0});
+  }
+  if (need_dmemory) {
+    gradients[3] = output_sums->gradient(selected.memory, modulation.gate);
+  }
+  if (need_dinput) {
+    gradients[4] = input_sums->gradient(selected.input_memory, modulation.gate);
+  }
+  return gradients;
+}
+
+}  // namespace memmod::cpu

@@ -1,0 +1,42 @@
+// The products of a modulated linear layer over rows: what linear layers and 1×1 convolutions in channels_last share.
+#pragma once
+
+#include "gates.h"
+#include "packed.h"
+#include "rows.h"
+
+namespace memmod::cpu {
+
+// y = out ⊙ ((in ⊙ x) Wᵀ + b), or the bias behind the gate.
+struct LinearForward {
+  Matrix x, y, kept;  // kept: empty, or what the memory's gradient needs
+  const float* bias = nullptr;
+  bool gate_bias = true, keep_product = false;
+  const Gates* out = nullptr;
+  const Gates* in = nullptr;
+  int64_t per_sample = 1;
+};
+
+// weight: packed forward.
+void run(const LinearForward& layer, const Packed& weight);
+
+// dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
+struct LinearBackward {
+  Matrix dy, dx;
+  Matrix saved;            // read if output_sums
+  Matrix x;                // read if input_sums
+  Matrix ungated;          // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
+  const Gates* out = nullptr;
+  const Gates* in = nullptr;
+  ClassSums* output_sums = nullptr;
+  ClassSums* input_sums = nullptr;
+  RowTasks tasks{};        // the sums' tasks
+};
+
+// weight: packed backward.
+void run(const LinearBackward& layer, const Packed& weight);
+
+// The tasks that sums of `rows` rows are made in.
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs);
+
+}  // namespace memmod::cpu

@@ -1,0 +1,153 @@
+#include "multiply.h"
+
+#include <algorithm>
+#include <array>
+
+#include "tasks.h"
+
+namespace memmod::cpu {
+namespace {
+
+// Channels times taps that a pass over a task's rows sums up, at most: a panel of B then takes 48 KiB, and a task's rows
+// stay in a second-level cache of 512 KiB.
+constexpr int64_t kDepth = 768;
+// Rows of a task.
+constexpr int64_t kTaskRows = 48;
+// Row tasks are made smaller until there are this many, so that threads find equal shares.
+constexpr int64_t kSharedTasks = 8;
+constexpr int64_t kFewestRows = 12;
+
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+}  // namespace
+
+void Rows::reset(int64_t count, int64_t taps) {
+  count_ = count;
+  taps_ = taps;
+  tiles_ = ceil_div(count, kernels().rows);
+  starts_.resize(tiles_ + 1);
+  for (int64_t tile = 0; tile <= tiles_; ++tile) {
+    starts_[tile] = part_start(count, tiles_, tile);
+  }
+  a_.resize(tiles_ * taps * kMaxRows);
+  out.resize(count);
+  kept.resize(count);
+  gates.resize(count);
+}
+
+RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
+  const Kernels& kernel = kernels();
+  thread_local std::vector<float> buffer;
+  tile_size_ = ceil_div(channels_per_pass(channels), kernel.lanes) * step();
+  if (static_cast<int64_t>(buffer.size()) < rows.tiles() * tile_size_) {
+    buffer.resize(rows.tiles() * tile_size_);
+  }
+  buffer_ = buffer.data();
+  int64_t tile = 0;
+  rows.place([&](int64_t row, const float** places) {
+    tile += row == rows.tile_start(tile + 1) ? 1 : 0;
+    places[0] = buffer_ + tile * tile_size_ + (row - rows.tile_start(tile)) * row_stride();
+  });
+}
+
+int64_t RowCopy::step() const {
+  return kernels().rows * kernels().lanes;
+}
+
+int64_t RowCopy::row_stride() const {
+  return kernels().lanes;
+}
+
+int64_t RowCopy::first_tile(int64_t row) const {
+  int64_t tile = row / kernels().rows;
+  while (rows_.tile_start(tile + 1) <= row) {
+    ++tile;
+  }
+  return tile;
+}
+
+int64_t channels_per_pass(int64_t channels) {
+  return ceil_div(channels, std::max<int64_t>(1, ceil_div(channels, kDepth)));
+}
+
+void multiply(
+    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue, const Prepare* prepare) {
+  const Kernels& kernel = kernels();
+  const auto& tiles = kernel.tile[static_cast<int>(epilogue.type)];
+  const int64_t depth = channels_per_pass(b.channels);
+  const int64_t group = std::max<int64_t>(1, std::min(rows.taps(), kDepth / std::max<int64_t>(1, depth)));
+  const int64_t passes = ceil_div(b.channels, depth) * ceil_div(rows.taps(), group);
+  // Sums between passes: in the output where it is fp32, else beside it.
+  thread_local std::vector<float> sums;
+  thread_local std::vector<float*> partial;
+  const int64_t first_column = first_panel * b.width;
+  if (passes > 1) {
+    partial.resize(rows.count());
+    const bool in_place = epilogue.type == Type::kFloat;
+    const int64_t stride = std::min(b.columns, last_panel * b.width) - first_column;
+    if (!in_place) {
+      sums.resize(rows.count() * stride);
+    }
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      partial[row] = in_place ? static_cast<float*>(rows.out[row]) : sums.data() + row * stride;
+    }
+  }
+  // Columns count from the task's first in sums that are not in the output.
+  const int64_t partial_column = epilogue.type == Type::kFloat ? 0 : first_column;
+  thread_local std::vector<int64_t> offsets;
+  offsets.resize(rows.taps());
+  for (int64_t tap = 0; tap < rows.taps(); ++tap) {
+    offsets[tap] = taps[tap] * b.channels * b.width;
+  }
+  int64_t pass = 0;
+  Tile t{};
+  t.bias = epilogue.bias;
+  t.bias_first = epilogue.bias_first;
+  t.keep_product = epilogue.keep_product;
+  t.partial_column = partial_column;
+  for (int64_t channel = 0; channel < b.channels; channel += depth) {
+    t.channels = std::min(depth, b.channels - channel);
+    t.a_channel = prepare == nullptr ? channel : 0;
+    t.a_step = prepare == nullptr ? kernel.lanes : kernel.rows * kernel.lanes;
+    if (prepare != nullptr) {
+      (*prepare)(channel, t.channels);
+    }
+    for (int64_t tap = 0; tap < rows.taps(); tap += group, ++pass) {
+      t.taps = std::min(group, rows.taps() - tap);
+      t.b_offsets = offsets.data() + tap;
+      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+        t.b = b.panel(panel) + channel * b.width;
+        t.column = panel * b.width;
+        t.columns = std::min(b.width, b.columns - t.column);
+        for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+          const int64_t row = rows.tile_start(tile), count = rows.tile_start(tile + 1) - row;
+          t.a = rows.a(tile, tap);
+          t.partial_in = pass > 0 ? partial.data() + row : nullptr;
+          t.partial_out = pass < passes - 1 ? partial.data() + row : nullptr;
+          t.out = rows.out.data() + row;
+          t.kept = epilogue.kept ? rows.kept.data() + row : nullptr;
+          t.gates = epilogue.gated ? rows.gates.data() + row : nullptr;
+          tiles[count - 1](t);
+        }
+      }
+    }
+  }
+}
+
+Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row) {
+  Partition parts{std::max<int64_t>(1, ceil_div(rows, kTaskRows)), 1};
+  if (parts.row_parts < kSharedTasks) {
+    parts.row_parts = std::clamp<int64_t>(rows / kFewestRows, 1, kSharedTasks);
+  }
+  // Few rows: columns are shared too, as long as a task has enough to do.
+  const int64_t worth = std::max<int64_t>(1, rows * operations_per_row / kSerialOperations);
+  if (parts.row_parts < kSharedTasks) {
+    parts.column_parts = std::clamp<int64_t>(worth / parts.row_parts, 1, std::min(panels, kSharedTasks / parts.row_parts));
+  }
+  return parts;
+}
+
+}  // namespace memmod::cpu

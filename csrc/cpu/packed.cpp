@@ -1,0 +1,201 @@
+#include "packed.h"
+
+#include <ATen/ops/empty.h>
+#include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/python_variable.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "tasks.h"
+
+namespace memmod::cpu {
+namespace {
+
+namespace py = pybind11;
+
+// Elements below which a thread costs more than it saves.
+constexpr int64_t kSerialElements = 1 << 15;
+// Elements that a stamp looks at: writes through `.data` leave the version as it was.
+constexpr int64_t kProbes = 16;
+
+// What tells one state of a weight from another.
+struct Stamp {
+  const void* data = nullptr;
+  uint32_t version = 0;
+  at::ScalarType dtype = at::kFloat;
+  std::vector<int64_t> sizes, strides;
+  std::array<uint32_t, kProbes> probes{};
+
+  bool operator==(const Stamp& other) const = default;
+};
+
+Stamp stamp_of(const at::Tensor& weight) {
+  Stamp stamp{
+      weight.const_data_ptr(), static_cast<uint32_t>(weight.unsafeGetTensorImpl()->version_counter().current_version()),
+      weight.scalar_type(), weight.sizes().vec(), weight.strides().vec()};
+  const auto* bytes = static_cast<const char*>(stamp.data);
+  // The span of elements between the first and the last, in memory order.
+  int64_t span = 0;
+  for (int64_t d = 0; d < weight.dim(); ++d) {
+    span += (weight.size(d) - 1) * weight.stride(d);
+  }
+  if (weight.numel() != span + 1) {
+    return stamp;
+  }
+  for (int64_t i = 0; i < kProbes; ++i) {
+    std::memcpy(
+        &stamp.probes[i], bytes + i * span / (kProbes - 1) * weight.element_size(),
+        std::min<size_t>(sizeof(uint32_t), weight.element_size()));
+  }
+  return stamp;
+}
+
+struct Entry {
+  Stamp stamp;
+  std::array<Packed, 2> packed;
+};
+
+// Never destroyed: weak references to weights may fire while the interpreter ends.
+struct Cache {
+  std::mutex mutex;
+  std::unordered_map<const void*, Entry> entries;
+};
+
+Cache& cache() {
+  static auto* instance = new Cache;
+  return *instance;
+}
+
+void forget(const void* key) {
+  Entry freed;
+  const std::lock_guard lock(cache().mutex);
+  const auto found = cache().entries.find(key);
+  if (found != cache().entries.end()) {
+    freed = std::move(found->second);
+    cache().entries.erase(found);
+  }
+}
+
+// Has `forget` called when Python frees the weight; false if Python does not know it.
+bool forget_with(const at::Tensor& weight, const void* key) {
+  if (!Py_IsInitialized()) {
+    return false;
+  }
+  const py::gil_scoped_acquire gil;
+  const py::object object = py::reinterpret_steal<py::object>(THPVariable_Wrap(weight));
+  if (!object) {
+    PyErr_Clear();
+    return false;
+  }
+  // An object that nothing else holds was made just now, and its end would say nothing about the tensor.
+  if (object.ref_count() == 1) {
+    return false;
+  }
+  const auto callback = py::cpp_function([key](py::handle reference) {
+    forget(key);
+    reference.dec_ref();
+  });
+  py::weakref(object, callback).release();
+  return true;
+}
+
+template <typename T>
+void pack_panel(
+    const at::Tensor& weight, Direction direction, const Packed& packed, int64_t panel, float* out) {
+  const bool forward = direction == Direction::kForward;
+  const T* data = weight.const_data_ptr<T>();
+  const int64_t column_stride = weight.stride(forward ? 0 : 1), channel_stride = weight.stride(forward ? 1 : 0);
+  const int64_t kernel_width = weight.dim() == 4 ? weight.size(3) : 1;
+  const int64_t first = panel * packed.width;
+  const int64_t count = std::min(packed.width, packed.columns - first);
+  for (int64_t tap = 0; tap < packed.taps; ++tap) {
+    const T* from = data + first * column_stride;
+    if (weight.dim() == 4) {
+      from += tap / kernel_width * weight.stride(2) + tap % kernel_width * weight.stride(3);
+    }
+    float* to = out + tap * packed.channels * packed.width;
+    for (int64_t channel = 0; channel < packed.channels; ++channel, to += packed.width, from += channel_stride) {
+      for (int64_t i = 0; i < count; ++i) {
+        to[i] = static_cast<float>(from[i * column_stride]);
+      }
+      std::fill_n(to + count, packed.width - count, 0.0f);
+    }
+  }
+}
+
+Packed pack(const at::Tensor& weight, Direction direction) {
+  const bool forward = direction == Direction::kForward;
+  Packed packed;
+  packed.taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
+  packed.channels = weight.size(forward ? 1 : 0);
+  packed.columns = weight.size(forward ? 0 : 1);
+  packed.width = kernels().columns;
+  packed.storage = at::empty({packed.panels() * packed.taps * packed.channels * packed.width}, at::kFloat);
+  float* out = packed.storage.mutable_data_ptr<float>();
+  const int64_t size = packed.taps * packed.channels * packed.width;
+  for_each_task(packed.panels(), packed.storage.numel() > kSerialElements, [&](int64_t panel) {
+    switch (weight.scalar_type()) {
+      case at::kFloat:
+        return pack_panel<float>(weight, direction, packed, panel, out + panel * size);
+      case at::kBFloat16:
+        return pack_panel<at::BFloat16>(weight, direction, packed, panel, out + panel * size);
+      default:
+        return pack_panel<at::Half>(weight, direction, packed, panel, out + panel * size);
+    }
+  });
+  return packed;
+}
+
+}  // namespace
+
+Packed packed(const at::Tensor& weight, Direction direction) {
+  // An inference tensor has no version, and what autograd records is a new tensor in every step.
+  if (weight.is_inference() || !weight.is_leaf()) {
+    return pack(weight, direction);
+  }
+  const void* key = weight.unsafeGetTensorImpl();
+  const Stamp stamp = stamp_of(weight);
+  const auto which = static_cast<size_t>(direction);
+  bool known = false;
+  {
+    const std::lock_guard lock(cache().mutex);
+    const auto found = cache().entries.find(key);
+    known = found != cache().entries.end();
+    if (known && found->second.stamp == stamp && found->second.packed[which].storage.defined()) {
+      return found->second.packed[which];
+    }
+  }
+  const Packed fresh = pack(weight, direction);
+  if (!known && !forget_with(weight, key)) {
+    return fresh;
+  }
+  Packed freed;
+  const std::lock_guard lock(cache().mutex);
+  Entry& entry = cache().entries[key];
+  if (!(entry.stamp == stamp)) {
+    entry = Entry{stamp, {}};
+  }
+  std::swap(freed, entry.packed[which]);
+  entry.packed[which] = fresh;
+  return fresh;
+}
+
+int64_t packed_bytes() {
+  const std::lock_guard lock(cache().mutex);
+  int64_t total = 0;
+  for (const auto& [key, entry] : cache().entries) {
+    for (const Packed& packed : entry.packed) {
+      total += packed.storage.defined() ? static_cast<int64_t>(packed.storage.nbytes()) : 0;
+    }
+  }
+  return total;
+}
+
+}  // namespace memmod::cpu

@@ -1,0 +1,85 @@
+// Matrices whose rows belong to samples: how tasks share the rows, and gates over them in one pass.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "gates.h"
+#include "kernels.h"
+#include "tasks.h"
+
+namespace memmod::cpu {
+
+// Rows whose products are added up in fp32 before they join a task's sums.
+constexpr int64_t kRowsPerSum = 64;
+
+Type type_of(at::ScalarType scalar_type);
+
+inline bool has_type(at::ScalarType scalar_type) {
+  return scalar_type == at::kFloat || scalar_type == at::kBFloat16 || scalar_type == at::kHalf;
+}
+
+// A dense matrix [rows, columns].
+struct Matrix {
+  void* data = nullptr;
+  int64_t rows = 0, columns = 0;
+  Type type = Type::kFloat;
+
+  Matrix() = default;
+  // t: dense, seen as [rows, columns] in memory order.
+  Matrix(const at::Tensor& t, int64_t matrix_columns)
+      : data(const_cast<void*>(t.const_data_ptr())),
+        rows(matrix_columns == 0 ? 0 : t.numel() / matrix_columns),
+        columns(matrix_columns),
+        type(type_of(t.scalar_type())) {}
+
+  void* at(int64_t row, int64_t column = 0) const {
+    return static_cast<char*>(data) + (row * columns + column) * (type == Type::kFloat ? 4 : 2);
+  }
+  explicit operator bool() const {
+    return data != nullptr;
+  }
+};
+
+// `count` rows in `parts` parts; row r belongs to sample r / per_sample.
+struct RowTasks {
+  int64_t rows, per_sample, parts;
+
+  int64_t start(int64_t task) const {
+    return part_start(rows, parts, task);
+  }
+  // The samples of each task, for ClassSums.
+  std::vector<std::pair<int64_t, int64_t>> samples() const;
+
+  // fn(sample, first row, count) for the rows [first, last), sample by sample.
+  template <typename Fn>
+  void each_sample(int64_t first, int64_t last, const Fn& fn) const {
+    for (int64_t row = first; row < last;) {
+      const int64_t sample = row / per_sample;
+      const int64_t count = std::min(last, (sample + 1) * per_sample) - row;
+      fn(sample, row, count);
+      row += count;
+    }
+  }
+};
+
+// sums[i] += Σ_r a[r, i] * b[r, i] over `rows` rows of `count` elements `stride` apart.
+void add_products(
+    Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count);
+
+// The same, and y[r, i] = a[r, i] * s[i] in fp32, groups of a vector's elements y_step apart.
+void add_products_and_widen(
+    Type type, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
+    float* sums, int64_t rows, int64_t count);
+
+// In one pass over x: y = s ⊙ x unless y is empty, and sums of x ⊙ other for each class unless sums is null. Without
+// gates y is a copy. x and y may be the same.
+void gate_rows(
+    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks,
+    ClassSums* sums);
+
+}  // namespace memmod::cpu
