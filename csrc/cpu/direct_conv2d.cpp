@@ -1,6 +1,8 @@
 #include "direct_conv2d.h"
 
 #include <algorithm>
+#include <array>
+#include <utility>
 #include <vector>
 
 #include "multiply.h"
@@ -13,6 +15,9 @@ constexpr int64_t kBandElements = 1 << 16;
 // Pixels of a task below which it takes several images.
 constexpr int64_t kBandPixels = 96;
 constexpr int64_t kSharedTasks = 8;
+// Elements of the image that a forward's task reads anew: 128 KiB.
+constexpr int64_t kTaskElements = 1 << 15;
+constexpr int64_t kFewestTasks = 32;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -41,12 +46,94 @@ bool worth_threads(const ConvShape& shape) {
   return 2 * pixels * shape.units * shape.inputs * shape.taps() > kSerialOperations;
 }
 
-std::vector<int64_t> all_taps(const ConvShape& shape) {
-  std::vector<int64_t> taps(shape.taps());
-  for (size_t tap = 0; tap < taps.size(); ++tap) {
-    taps[tap] = static_cast<int64_t>(tap);
+// Where the taps of a sum read, from the pixel that a row's first tap would read: in pixels, in ascending order.
+struct Taps {
+  std::vector<int64_t> index;  // in the packed weight
+  std::vector<int64_t> y, x;
+  int64_t run = 1;             // taps that are neighbours in the image and in the packed weight
+
+  int64_t count() const {
+    return static_cast<int64_t>(index.size());
   }
+};
+
+// The part of an image that rows read: pixels [top, bottom) by [0, width).
+struct Region {
+  int64_t top, bottom, width, channels;
+};
+
+// The pixel that a row counts its taps from; it may lie beside the image.
+struct Pixel {
+  const float* image;  // the first pixel of the row's region
+  int64_t y, x;
+};
+
+// Fills the pointers of all tiles: the taps' pixels, or zeros beside the region. pixel_of(row) in ascending order.
+template <typename PixelOf>
+void place(Rows& rows, const Taps& taps, const Region& region, const PixelOf& pixel_of) {
+  const float* beside = zeros(region.channels);
+  const auto [low_y, high_y] = std::minmax_element(taps.y.begin(), taps.y.end());
+  const auto [low_x, high_x] = std::minmax_element(taps.x.begin(), taps.x.end());
+  const int64_t pitch = region.width * region.channels;
+  thread_local std::vector<int64_t> offsets;
+  offsets.resize(taps.count());
+  for (int64_t tap = 0; tap < taps.count(); ++tap) {
+    offsets[tap] = taps.y[tap] * pitch + taps.x[tap] * region.channels;
+  }
+  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+    const int64_t first = rows.tile_start(tile), count = rows.tile_start(tile + 1) - first;
+    const float** places = rows.a(tile);
+    std::array<Pixel, kMaxRows> pixels;
+    std::array<const float*, kMaxRows> bases;
+    bool within_x = true, within_y = true;
+    for (int64_t r = 0; r < count; ++r) {
+      pixels[r] = pixel_of(first + r);
+      within_x = within_x && pixels[r].x + *low_x >= 0 && pixels[r].x + *high_x < region.width;
+      within_y = within_y && pixels[r].y + *low_y >= region.top && pixels[r].y + *high_y < region.bottom;
+    }
+    if (within_x && within_y) {
+      for (int64_t r = 0; r < count; ++r) {
+        bases[r] = pixels[r].image + ((pixels[r].y - region.top) * region.width + pixels[r].x) * region.channels;
+      }
+      for (int64_t tap = 0; tap < taps.count(); ++tap, places += kMaxRows) {
+        for (int64_t r = 0; r < count; ++r) {
+          places[r] = bases[r] + offsets[tap];
+        }
+      }
+      rows.set_joined(tile, true);
+      continue;
+    }
+    for (int64_t tap = 0; tap < taps.count(); ++tap, places += kMaxRows) {
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t y = pixels[r].y + taps.y[tap], x = pixels[r].x + taps.x[tap];
+        const bool inside = y >= region.top && y < region.bottom && x >= 0 && x < region.width;
+        places[r] = inside ? pixels[r].image + ((y - region.top) * region.width + x) * region.channels : beside;
+      }
+    }
+  }
+}
+
+Taps forward_taps(const ConvShape& shape) {
+  Taps taps;
+  for (int64_t i = 0; i < shape.kernel_height; ++i) {
+    for (int64_t j = 0; j < shape.kernel_width; ++j) {
+      taps.index.push_back(taps.count());
+      taps.y.push_back(i * shape.options.dilation[0]);
+      taps.x.push_back(j * shape.options.dilation[1]);
+    }
+  }
+  taps.run = shape.options.dilation[1] == 1 ? shape.kernel_width : 1;
   return taps;
+}
+
+// Tasks of a forward: so many pixels that their rows of the image stay in the second-level cache, as the next row of
+// pixels reads most of them again.
+Partition forward_partition(const ConvShape& shape, int64_t panels) {
+  const int64_t pixels = shape.images * shape.out_height * shape.out_width;
+  Partition parts = partition(pixels, panels, 2 * shape.inputs * shape.units * shape.taps());
+  const int64_t together = std::max<int64_t>(1, kTaskElements / shape.inputs);
+  parts.row_parts = std::clamp(ceil_div(pixels, together), std::min(parts.row_parts, kFewestTasks), parts.row_parts);
+  return parts;
 }
 
 }  // namespace
@@ -54,9 +141,8 @@ std::vector<int64_t> all_taps(const ConvShape& shape) {
 void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   const int64_t image_pixels = shape.out_height * shape.out_width, pixels = shape.images * image_pixels;
-  const Partition parts =
-      partition(pixels, weight.panels(), 2 * shape.inputs * shape.units * shape.taps());
-  const std::vector<int64_t> taps = all_taps(shape);
+  const Partition parts = forward_partition(shape, weight.panels());
+  const Taps taps = forward_taps(shape);
   Epilogue epilogue;
   epilogue.bias = layer.bias;
   epilogue.bias_first = layer.gate_bias;
@@ -67,30 +153,25 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
     const int64_t first = part_start(pixels, parts.row_parts, task / parts.column_parts);
     const int64_t last = part_start(pixels, parts.row_parts, task / parts.column_parts + 1);
     const int64_t column_part = task % parts.column_parts;
-    const float* beside = zeros(shape.inputs);
     Rows& rows = thread_rows();
-    rows.reset(last - first, shape.taps());
-    rows.place([&](int64_t row, const float** places) {
-      const int64_t pixel = first + row, image = pixel / image_pixels;
-      const int64_t y = pixel % image_pixels / shape.out_width * stride[0] - padding[0];
-      const int64_t x = pixel % shape.out_width * stride[1] - padding[1];
-      const float* corner = layer.x + image * shape.height * shape.width * shape.inputs;
-      for (int64_t i = 0; i < shape.kernel_height; ++i) {
-        const int64_t from_y = y + i * dilation[0];
-        const bool inside = from_y >= 0 && from_y < shape.height;
-        for (int64_t j = 0; j < shape.kernel_width; ++j, places += kMaxRows) {
-          const int64_t from_x = x + j * dilation[1];
-          *places = inside && from_x >= 0 && from_x < shape.width
-                        ? corner + (from_y * shape.width + from_x) * shape.inputs
-                        : beside;
-        }
-      }
-      rows.out[row] = layer.y + pixel * shape.units;
-      rows.kept[row] = layer.kept == nullptr ? nullptr : layer.kept + pixel * shape.units;
+    rows.reset(last - first, taps.count(), taps.run);
+    int64_t image = first / image_pixels, y = first % image_pixels / shape.out_width, x = first % shape.out_width;
+    place(rows, taps, {0, shape.height, shape.width, shape.inputs}, [&](int64_t row) {
+      const Pixel pixel{
+          layer.x + image * shape.height * shape.width * shape.inputs, y * stride[0] - padding[0],
+          x * stride[1] - padding[1]};
+      rows.out[row] = layer.y + (first + row) * shape.units;
+      rows.kept[row] = layer.kept == nullptr ? nullptr : layer.kept + (first + row) * shape.units;
       rows.gates[row] = layer.gates == nullptr ? nullptr : layer.gates->row_or_ones(image / layer.images_per_sample);
+      if (++x == shape.out_width) {
+        x = 0;
+        y = y + 1 == shape.out_height ? 0 : y + 1;
+        image += y == 0 ? 1 : 0;
+      }
+      return pixel;
     });
     multiply(
-        rows, weight, taps.data(), part_start(weight.panels(), parts.column_parts, column_part),
+        rows, weight, taps.index.data(), part_start(weight.panels(), parts.column_parts, column_part),
         part_start(weight.panels(), parts.column_parts, column_part + 1), epilogue);
   });
 }
@@ -120,30 +201,32 @@ std::vector<std::pair<int64_t, int64_t>> Bands::samples(int64_t images_per_sampl
 
 namespace {
 
-// The taps that reach the pixels of one phase of a strided convolution, and how far from them they read.
+// The pixels of dx that are equal modulo the stride, and the taps that reach them.
 struct Phase {
   int64_t y, x;
-  std::vector<int64_t> taps, from_y, from_x;
+  Taps taps;
 };
 
 // Pixel (y, x) of dx reads dz at ((y + padding − i · dilation) / stride, …) for the taps (i, j) that divide evenly;
-// which ones do is the same for all pixels of a phase.
+// which ones do is the same for all pixels of a phase. Taps from last to first, as they are packed: dz in ascending
+// order.
 std::vector<Phase> phases_of(const ConvShape& shape) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   std::vector<Phase> phases;
   for (int64_t y = 0; y < stride[0]; ++y) {
     for (int64_t x = 0; x < stride[1]; ++x) {
-      Phase phase{y, x, {}, {}, {}};
-      for (int64_t i = 0; i < shape.kernel_height; ++i) {
-        for (int64_t j = 0; j < shape.kernel_width; ++j) {
+      Phase phase{y, x, {}};
+      for (int64_t i = shape.kernel_height - 1; i >= 0; --i) {
+        for (int64_t j = shape.kernel_width - 1; j >= 0; --j) {
           const int64_t up = y + padding[0] - i * dilation[0], left = x + padding[1] - j * dilation[1];
           if (up % stride[0] == 0 && left % stride[1] == 0) {
-            phase.taps.push_back(i * shape.kernel_width + j);
-            phase.from_y.push_back(up / stride[0]);
-            phase.from_x.push_back(left / stride[1]);
+            phase.taps.index.push_back(shape.taps() - 1 - (i * shape.kernel_width + j));
+            phase.taps.y.push_back(up / stride[0]);
+            phase.taps.x.push_back(left / stride[1]);
           }
         }
       }
+      phase.taps.run = stride[1] == 1 && dilation[1] == 1 ? shape.kernel_width : 1;
       phases.push_back(std::move(phase));
     }
   }
@@ -205,7 +288,6 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
       dz = buffer.data();
       image_size = held * row_size;
     }
-    const float* beside = zeros(shape.units);
     Rows& rows = thread_rows();
     for (const Phase& phase : phases) {
       const int64_t first_y = first_of_phase(top, phase.y, stride[0]), first_x = phase.x;
@@ -215,30 +297,32 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
       if (count == 0) {
         continue;
       }
-      const auto taps = static_cast<int64_t>(phase.taps.size());
-      const auto target = [&](int64_t row) {
+            const auto target = [&](int64_t row) {
         const int64_t y = first_y + row / wide % tall * stride[0], x = first_x + row % wide * stride[1];
         const int64_t image = first_image + row / (wide * tall);
         return layer.dx + ((image * shape.height + y) * shape.width + x) * shape.inputs;
       };
-      if (taps == 0) {
+      if (phase.taps.count() == 0) {
         for (int64_t row = 0; row < count; ++row) {
           std::fill_n(target(row), shape.inputs, 0.0f);
         }
         continue;
       }
-      rows.reset(count, taps);
-      rows.place([&](int64_t row, const float** places) {
-        const int64_t y = (first_y - phase.y) / stride[0] + row / wide % tall, x = row % wide;
-        const float* image = dz + row / (wide * tall) * image_size;
-        for (int64_t tap = 0; tap < taps; ++tap, places += kMaxRows) {
-          const int64_t from_y = y + phase.from_y[tap], from_x = x + phase.from_x[tap];
-          const bool inside = from_y >= 0 && from_y < shape.out_height && from_x >= 0 && from_x < shape.out_width;
-          *places = inside ? image + ((from_y - first) * shape.out_width + from_x) * shape.units : beside;
+      rows.reset(count, phase.taps.count(), phase.taps.run);
+      const int64_t first_row = (first_y - phase.y) / stride[0];
+      int64_t image = 0, y = 0, x = 0;
+      place(rows, phase.taps, {first, first + held, shape.out_width, shape.units}, [&](int64_t row) {
+        const Pixel pixel{dz + image * image_size, first_row + y, x};
+        rows.out[row] = layer.dx + (((first_image + image) * shape.height + first_y + y * stride[0]) * shape.width +
+                                    first_x + x * stride[1]) * shape.inputs;
+        if (++x == wide) {
+          x = 0;
+          y = y + 1 == tall ? 0 : y + 1;
+          image += y == 0 ? 1 : 0;
         }
-        rows.out[row] = target(row);
+        return pixel;
       });
-      multiply(rows, weight, phase.taps.data(), 0, weight.panels(), Epilogue{});
+      multiply(rows, weight, phase.taps.index.data(), 0, weight.panels(), Epilogue{});
     }
   });
 }

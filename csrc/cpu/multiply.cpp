@@ -23,14 +23,16 @@ int64_t ceil_div(int64_t a, int64_t b) {
 
 }  // namespace
 
-void Rows::reset(int64_t count, int64_t taps) {
+void Rows::reset(int64_t count, int64_t taps, int64_t run) {
   count_ = count;
   taps_ = taps;
+  run_ = run;
   tiles_ = ceil_div(count, kernels().rows);
   starts_.resize(tiles_ + 1);
   for (int64_t tile = 0; tile <= tiles_; ++tile) {
     starts_[tile] = part_start(count, tiles_, tile);
   }
+  joined_.assign(tiles_, false);
   a_.resize(tiles_ * taps * kMaxRows);
   out.resize(count);
   kept.resize(count);
@@ -78,7 +80,9 @@ void multiply(
   const Kernels& kernel = kernels();
   const auto& tiles = kernel.tile[static_cast<int>(epilogue.type)];
   const int64_t depth = channels_per_pass(b.channels);
-  const int64_t group = std::max<int64_t>(1, std::min(rows.taps(), kDepth / std::max<int64_t>(1, depth)));
+  int64_t group = std::max<int64_t>(1, std::min(rows.taps(), kDepth / std::max<int64_t>(1, depth)));
+  const bool joins = rows.run() > 1 && depth == b.channels && group >= rows.run();
+  group = joins ? group / rows.run() * rows.run() : group;
   const int64_t passes = ceil_div(b.channels, depth) * ceil_div(rows.taps(), group);
   // Sums between passes: in the output where it is fp32, else beside it.
   thread_local std::vector<float> sums;
@@ -109,14 +113,14 @@ void multiply(
   t.keep_product = epilogue.keep_product;
   t.partial_column = partial_column;
   for (int64_t channel = 0; channel < b.channels; channel += depth) {
-    t.channels = std::min(depth, b.channels - channel);
+    const int64_t channels = std::min(depth, b.channels - channel);
     t.a_channel = prepare == nullptr ? channel : 0;
     t.a_step = prepare == nullptr ? kernel.lanes : kernel.rows * kernel.lanes;
     if (prepare != nullptr) {
-      (*prepare)(channel, t.channels);
+      (*prepare)(channel, channels);
     }
     for (int64_t tap = 0; tap < rows.taps(); tap += group, ++pass) {
-      t.taps = std::min(group, rows.taps() - tap);
+      const int64_t taps_of_pass = std::min(group, rows.taps() - tap);
       t.b_offsets = offsets.data() + tap;
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         t.b = b.panel(panel) + channel * b.width;
@@ -124,6 +128,10 @@ void multiply(
         t.columns = std::min(b.width, b.columns - t.column);
         for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
           const int64_t row = rows.tile_start(tile), count = rows.tile_start(tile + 1) - row;
+          const bool joined = joins && rows.joined(tile);
+          t.tap_step = joined ? rows.run() : 1;
+          t.taps = taps_of_pass / t.tap_step;
+          t.channels = channels * t.tap_step;
           t.a = rows.a(tile, tap);
           t.partial_in = pass > 0 ? partial.data() + row : nullptr;
           t.partial_out = pass < passes - 1 ? partial.data() + row : nullptr;

@@ -15,8 +15,9 @@ namespace memmod::cpu {
 // The rows of one task. Reused from task to task by a thread: buffers keep their size.
 class Rows {
  public:
-  // Splits `count` rows into tiles of nearly the same size, for `taps` pointers into A per row.
-  void reset(int64_t count, int64_t taps);
+  // Splits `count` rows into tiles of nearly the same size, for `taps` pointers into A per row. Taps come in runs of
+  // `run` that follow each other in B; in A they do in the tiles that say so.
+  void reset(int64_t count, int64_t taps, int64_t run = 1);
 
   int64_t count() const {
     return count_;
@@ -33,6 +34,19 @@ class Rows {
   }
   const float* const* a(int64_t tile, int64_t tap) const {
     return a_.data() + (tile * taps_ + tap) * kMaxRows;
+  }
+  const float** a(int64_t tile) {
+    return a_.data() + tile * taps_ * kMaxRows;
+  }
+  int64_t run() const {
+    return run_;
+  }
+  // Whether the channels of a run of taps follow each other in A, for all rows of the tile.
+  bool joined(int64_t tile) const {
+    return joined_[tile];
+  }
+  void set_joined(int64_t tile, bool joined) {
+    joined_[tile] = joined;
   }
   // fn(row, places) for every row: places[tap * kMaxRows] takes the row's pointer at a tap.
   template <typename Fn>
@@ -51,7 +65,8 @@ class Rows {
   std::vector<const float*> gates;
 
  private:
-  int64_t count_ = 0, taps_ = 0, tiles_ = 0;
+  int64_t count_ = 0, taps_ = 0, tiles_ = 0, run_ = 1;
+  std::vector<char> joined_;
   std::vector<int64_t> starts_;
   std::vector<const float*> a_;
 };

@@ -120,7 +120,7 @@ void pack_panel(
     if (weight.dim() == 4) {
       from += tap / kernel_width * weight.stride(2) + tap % kernel_width * weight.stride(3);
     }
-    float* to = out + tap * packed.channels * packed.width;
+    float* to = out + (forward ? tap : packed.taps - 1 - tap) * packed.channels * packed.width;
     for (int64_t channel = 0; channel < packed.channels; ++channel, to += packed.width, from += channel_stride) {
       for (int64_t i = 0; i < count; ++i) {
         to[i] = static_cast<float>(from[i * column_stride]);

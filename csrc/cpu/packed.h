@@ -20,7 +20,8 @@ struct Packed {
   }
 };
 
-// kForward: channels are the layer's inputs, columns its units; kBackward: the other way round.
+// kForward: channels are the layer's inputs, columns its units; kBackward: the other way round, and the taps in reverse
+// order, in which a convolution's gradient reads the images forwards.
 enum class Direction { kForward, kBackward };
 
 // weight: [O, I] or [O, I, kh, kw], fp32, bf16 or fp16. Packed anew if the weight's storage or version has changed since
