@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.stamp-memmod
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench lint format clean distclean
+.PHONY: demo test bench sanitize lint format clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
@@ -22,6 +22,19 @@ test: $(INSTALLED) $(DEVELOP)
 
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
+
+# The op tests against a CPU extension that stops at memory errors and undefined behaviour, built from a copy of the
+# sources. Python has no sanitiser, so it is loaded before it; with libstdc++, whose exceptions it watches.
+SANITIZED := build/sanitize
+PRELOAD = $(foreach library,asan stdc++,$(shell $${CXX:-c++} -print-file-name=lib$(library).so))
+
+sanitize: $(REQUIRED) $(DEVELOP)
+	mkdir -p $(SANITIZED)
+	tar -c --exclude='*.so' --exclude=_build_info.json --exclude=__pycache__ \
+	  setup.py pyproject.toml README.md csrc memmod kernels tests | tar -x -C $(SANITIZED)
+	cd $(SANITIZED) && MEMMOD_SANITIZE=1 python setup.py --quiet build_ext --inplace
+	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1 python -m pytest --capture=sys tests/ops -k "not reference and not compile and not isa"
 
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check .

@@ -1,6 +1,7 @@
 """Builds memmod: the Python packages, and the compiled CPU extension where torch and a C++ compiler are found.
 
-Environment: MEMMOD_EXT=0 builds pure Python; MEMMOD_CUDA=auto|0|1; MAX_JOBS; CXX.
+Environment: MEMMOD_EXT=0 builds pure Python; MEMMOD_CUDA=auto|0|1; MEMMOD_SANITIZE=1 builds for `make sanitize`;
+MAX_JOBS; CXX.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ BUILD_INFO = "_build_info.json"
 # No contraction: a·b + c would round in vectors and in the elements behind them differently. The -fno- options change
 # no result, and let loops with fp16 conversions become vectors. torch brings the OpenMP library, so it is not linked.
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+SANITIZERS += ["-O1", "-g1"]
 
 
 def setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
@@ -30,6 +33,11 @@ def setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         sys.exit(f"memmod: {name}={value!r} is not known; use one of {', '.join(allowed)}")
     return value
+
+
+def sanitizers() -> list[str]:
+    """The options of a build that stops at memory errors and undefined behaviour, where MEMMOD_SANITIZE asks for it."""
+    return SANITIZERS if setting("MEMMOD_SANITIZE", "0", ("0", "1")) == "1" else []
 
 
 def find_compiler() -> str | None:
@@ -49,9 +57,10 @@ def cpu_extensions(compiler: str) -> list[Extension]:
         CppExtension(
             "memmod._cpu",
             sources=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc/cpu").glob("*.cpp")),
-            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h")),
+            depends=sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.[hi]*")),
             include_dirs=[str(ROOT / "csrc/include")],
-            extra_compile_args={"cxx": CXX_FLAGS},
+            extra_compile_args={"cxx": CXX_FLAGS + sanitizers()},
+            extra_link_args=sanitizers(),
         )
     ]
 
@@ -128,7 +137,7 @@ def extension_command() -> type[build_ext]:
                 extension=Path(self.get_ext_filename("memmod._cpu")).name,
                 torch=torch.__version__,
                 compiler=(version.stdout.splitlines() or [compiler])[0],
-                flags=CXX_FLAGS,
+                flags=CXX_FLAGS + sanitizers(),
             )
 
     return BuildWithInfo

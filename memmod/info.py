@@ -19,8 +19,9 @@ def collect() -> dict[str, Any]:
 
     import memmod
     from memmod.ops import dispatch
-    from memmod.ops.extension import PACKAGE, build_info
+    from memmod.ops.extension import PACKAGE, build_info, isa, packed_bytes
 
+    backends = dispatch.availability()
     return {
         "memmod": memmod.__version__,
         "loaded_from": str(PACKAGE),
@@ -37,7 +38,9 @@ def collect() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "forced_backend": dispatch.get_backend(),
-        "backends": dispatch.availability(),
+        "cpu_kernels": isa(),
+        "packed_bytes": packed_bytes(),
+        "backends": backends,
         "build": build_info(),
     }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import memmod
+from memmod.ops import extension
 
 ROOT = Path(memmod.__file__).resolve().parent.parent
 HEAVY = ("triton", "timm", "sklearn", "torchvision", "transformers", "typer", "rich", "jinja2")
@@ -20,7 +21,7 @@ new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 heavy = sorted(new & set({HEAVY!r}))
 assert not heavy, f"imported {{heavy}}"
 assert not torch.cuda.is_initialized(), "CUDA was initialised"
-assert "memmod.ops.extension" not in sys.modules, "kernels were loaded"
+assert "memmod._cpu" not in sys.modules, "kernels were loaded"
 """
 
 
@@ -42,10 +43,20 @@ def test_the_check_notices_a_heavy_import(heavy):
     assert f"imported ['{heavy}']" in result.stderr
 
 
+FIRST_CALL = """
+import sys, torch
+from memmod.functional import modulate_output
+modulate_output(torch.randn(2, 3), torch.randn(4, 3), torch.tensor([1, -1]))
+"""
+
+
 def test_first_call_is_silent():
-    program = (
-        "import torch; from memmod.functional import modulate_output as m; m(torch.randn(2, 3), torch.randn(4, 3), "
-    )
-    result = _run(program + "torch.tensor([1, -1]))")
+    result = _run(FIRST_CALL)
     assert result.returncode == 0, result.stderr
     assert result.stdout == result.stderr == ""
+
+
+@pytest.mark.skipif(extension.unusable() is not None, reason="no compiled extension")
+def test_the_check_notices_loaded_kernels():
+    result = _run(FIRST_CALL + PROGRAM)
+    assert "kernels were loaded" in result.stderr

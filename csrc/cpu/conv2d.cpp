@@ -146,8 +146,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
       samples > 0 && x.size(0) % samples == 0, "memmod: ", x.size(0), " rows do not belong to ", samples, " samples");
   at::Tensor y;
   if (path == Path::kLibrary) {
-    forward_with_library(
-        images, weight, bias, modulation, options, channels_last, selected, keeps, y, kept);
+    forward_with_library(images, weight, bias, modulation, options, channels_last, selected, keeps, y, kept);
     return {y, kept};
   }
   const auto contents = x.options().memory_format(format);
@@ -173,9 +172,14 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   }
   const at::Tensor gated = gated_input(images, selected.input_gates(), samples);
   const ConvForward layer{
-      gated.const_data_ptr<float>(), y.mutable_data_ptr<float>(), keeps ? kept.mutable_data_ptr<float>() : nullptr,
-      bias_data,                     modulation.gate_bias,        keep_product,
-      selected.output_gates(),       x.size(0) / samples};
+      gated.const_data_ptr<float>(),
+      y.mutable_data_ptr<float>(),
+      keeps ? kept.mutable_data_ptr<float>() : nullptr,
+      bias_data,
+      modulation.gate_bias,
+      keep_product,
+      selected.output_gates(),
+      x.size(0) / samples};
   run(layer, shape_of(x.sizes(), y.sizes(), weight.sizes(), options), packed_weight);
   return {y, kept};
 }
@@ -207,8 +211,8 @@ Gradients conv2d_backward(
   const at::Tensor rows = dy.contiguous(format);
   const at::Tensor factors = need_dmemory ? saved->contiguous(format) : at::Tensor();
   const bool inner_bias = need_dbias && modulation.gate_bias;
-  Path path = product && !need_dweight && !inner_bias ? path_of(dy, weight->sizes(), options, channels_last)
-                                                      : Path::kLibrary;
+  Path path =
+      product && !need_dweight && !inner_bias ? path_of(dy, weight->sizes(), options, channels_last) : Path::kLibrary;
   const bool ungated = need_dinput && modulation.gate == Gate::kIdentity;
   at::Tensor dx;
   std::optional<ClassSums> sums;
@@ -231,13 +235,12 @@ Gradients conv2d_backward(
     if (need_dmemory) {
       sums.emplace(selected.slots, dy.size(1), Bands(shape).samples(x_shape[0] / samples));
     }
-    const ConvBackward layer{
-        rows.const_data_ptr<float>(),
-        dx.mutable_data_ptr<float>(),
-        need_dmemory ? factors.const_data_ptr<float>() : nullptr,
-        selected.output_gates(),
-        need_dmemory ? &*sums : nullptr,
-        x_shape[0] / samples};
+    const ConvBackward layer{rows.const_data_ptr<float>(),
+                             dx.mutable_data_ptr<float>(),
+                             need_dmemory ? factors.const_data_ptr<float>() : nullptr,
+                             selected.output_gates(),
+                             need_dmemory ? &*sums : nullptr,
+                             x_shape[0] / samples};
     run(layer, shape, packed(*weight, Direction::kBackward));
   } else {
     const Tail tail(channels_of(rows, 1), samples);
@@ -249,13 +252,12 @@ Gradients conv2d_backward(
                        dy.scalar_type() == at::kFloat && selected.input_gates() == nullptr;
     const bool gates = !folds && selected.output_gates() != nullptr && (product || need_dweight || inner_bias);
     const at::Tensor dz = gates ? at::empty_like(rows) : rows;
-    tail.run(
-        rows, gates ? dz : at::Tensor(), factors, selected.output_gates(), need_dmemory ? &*sums : nullptr);
+    tail.run(rows, gates ? dz : at::Tensor(), factors, selected.output_gates(), need_dmemory ? &*sums : nullptr);
     if (product || need_dweight) {
-      const at::Tensor input =
-          need_dweight ? gated_input(x->contiguous(channels_last ? format : x->suggest_memory_format()),
-                                     selected.input_gates(), samples)
-                       : at::empty(x_shape, contents);
+      const at::Tensor input = need_dweight ? gated_input(
+                                                  x->contiguous(channels_last ? format : x->suggest_memory_format()),
+                                                  selected.input_gates(), samples)
+                                            : at::empty(x_shape, contents);
       auto [grad_input, grad_weight, grad_bias] = at::convolution_backward(
           dz, input, folds ? folded_weight(*weight, selected) : *weight, dy.size(1), options.stride, options.padding,
           options.dilation, false, {0, 0}, options.groups, {product, need_dweight, inner_bias});

@@ -50,7 +50,7 @@ bool worth_threads(const ConvShape& shape) {
 struct Taps {
   std::vector<int64_t> index;  // in the packed weight
   std::vector<int64_t> y, x;
-  int64_t run = 1;             // taps that are neighbours in the image and in the packed weight
+  int64_t run = 1;  // taps that are neighbours in the image and in the packed weight
 
   int64_t count() const {
     return static_cast<int64_t>(index.size());
@@ -275,8 +275,8 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
           float* out = buffer.data() + image * held * row_size + at;
           if (sums != nullptr) {
             add_products_and_widen(
-                Type::kFloat, dy, layer.saved + start + at, shape.units, s, out, shape.units,
-                kernel.lanes, sums, pixels, shape.units);
+                Type::kFloat, dy, layer.saved + start + at, shape.units, s, out, shape.units, kernel.lanes, sums,
+                pixels, shape.units);
           } else {
             kernel.widen_rows[kType](dy, shape.units, s, out, shape.units, kernel.lanes, pixels, shape.units);
           }
@@ -297,7 +297,7 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
       if (count == 0) {
         continue;
       }
-            const auto target = [&](int64_t row) {
+      const auto target = [&](int64_t row) {
         const int64_t y = first_y + row / wide % tall * stride[0], x = first_x + row % wide * stride[1];
         const int64_t image = first_image + row / (wide * tall);
         return layer.dx + ((image * shape.height + y) * shape.width + x) * shape.inputs;
@@ -314,7 +314,8 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
       place(rows, phase.taps, {first, first + held, shape.out_width, shape.units}, [&](int64_t row) {
         const Pixel pixel{dz + image * image_size, first_row + y, x};
         rows.out[row] = layer.dx + (((first_image + image) * shape.height + first_y + y * stride[0]) * shape.width +
-                                    first_x + x * stride[1]) * shape.inputs;
+                                    first_x + x * stride[1]) *
+                                       shape.inputs;
         if (++x == wide) {
           x = 0;
           y = y + 1 == tall ? 0 : y + 1;

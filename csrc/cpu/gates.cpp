@@ -115,8 +115,7 @@ Gates::Gates(const at::Tensor& memory, const Slots& slots, Gate gate)
   std::fill_n(table_ + slots.count() * width_, width_, 1.0f);
 }
 
-ClassSums::ClassSums(
-    const Slots& slots, int64_t width, const std::vector<std::pair<int64_t, int64_t>>& tasks)
+ClassSums::ClassSums(const Slots& slots, int64_t width, const std::vector<std::pair<int64_t, int64_t>>& tasks)
     : slots_(slots), width_(width) {
   std::vector<int64_t> task_of_slot(slots.count(), -1), row_of_slot(slots.count());
   first_samples_.reserve(tasks.size());

@@ -49,8 +49,9 @@ class Slots {
   // The classes of a slot, as a range of the selection's.
   std::pair<const int64_t*, const int64_t*> classes(int64_t slot) const {
     const int64_t sample = first_[slot];
-    return {selection_.classes.data() + selection_.offsets[sample],
-            selection_.classes.data() + selection_.offsets[sample + 1]};
+    return {
+        selection_.classes.data() + selection_.offsets[sample],
+        selection_.classes.data() + selection_.offsets[sample + 1]};
   }
 
  private:

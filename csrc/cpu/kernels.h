@@ -17,25 +17,25 @@ constexpr int64_t kMaxRows = 8;
 // The most columns that a tile has.
 constexpr int64_t kMaxColumns = 32;
 
-// One tile of C = A · B: some rows (given by the function) by `columns` columns. A's rows are found through pointers, one
-// per tap: a linear layer has one tap, a convolution one per element of its filter.
+// One tile of C = A · B: some rows (given by the function) by `columns` columns. A's rows are found through pointers,
+// one per tap: a linear layer has one tap, a convolution one per element of its filter.
 struct Tile {
-  const float* const* a;     // [taps * tap_step][kMaxRows]: a row's first channel at a tap
-  const int64_t* b_offsets;  // [taps * tap_step]: where the tap's [channels, tile columns] are, from b
-  const float* b;            // one packed panel, from the first channel of this call
-  int64_t taps, tap_step;           // every tap_step-th tap is summed; it may reach into those between
-  int64_t a_channel, channels;      // where this call starts in A's rows, and how many channels it sums over
-  int64_t a_step;                   // from one group of `lanes` channels to the next in a row of A
-  int64_t column, columns;          // the first column, and how many there are of the tile's width
-  int64_t partial_column;           // subtracted from the column in partial sums
-  const float* const* partial_in;   // [rows]: sums of earlier calls, or null for none
-  float* const* partial_out;        // [rows]: where to leave the sums, or null: this is the last call, write `out`
-  void* const* out;                 // [rows]
-  void* const* kept;                // [rows]: a second output, or null: the product before a bias that is not gated
-  const float* bias;                // [columns of B] or null
-  const float* const* gates;        // [rows]: multipliers [columns of B], or null
-  bool bias_first;                  // the bias is gated too
-  bool keep_product;                // `kept` takes what the gate multiplies, instead of the result of it
+  const float* const* a;           // [taps * tap_step][kMaxRows]: a row's first channel at a tap
+  const int64_t* b_offsets;        // [taps * tap_step]: where the tap's [channels, tile columns] are, from b
+  const float* b;                  // one packed panel, from the first channel of this call
+  int64_t taps, tap_step;          // every tap_step-th tap is summed; it may reach into those between
+  int64_t a_channel, channels;     // where this call starts in A's rows, and how many channels it sums over
+  int64_t a_step;                  // from one group of `lanes` channels to the next in a row of A
+  int64_t column, columns;         // the first column, and how many there are of the tile's width
+  int64_t partial_column;          // subtracted from the column in partial sums
+  const float* const* partial_in;  // [rows]: sums of earlier calls, or null for none
+  float* const* partial_out;       // [rows]: where to leave the sums, or null: this is the last call, write `out`
+  void* const* out;                // [rows]
+  void* const* kept;               // [rows]: a second output, or null: the product before a bias that is not gated
+  const float* bias;               // [columns of B] or null
+  const float* const* gates;       // [rows]: multipliers [columns of B], or null
+  bool bias_first;                 // the bias is gated too
+  bool keep_product;               // `kept` takes what the gate multiplies, instead of the result of it
 };
 
 struct Kernels {

@@ -84,15 +84,20 @@ struct Vector {
 
 #include "kernels.inc"
 
-#define MEMMOD_TILES(type)                                                                                  \
-  {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>, tile<type, 5>, tile<type, 6>, tile<type, 7>, \
-   tile<type, 8>}
+#define MEMMOD_TILES(type)                                     \
+  {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>, \
+   tile<type, 5>, tile<type, 6>, tile<type, 7>, tile<type, 8>}
 
 }  // namespace
 
 // 8 × 32: 16 sums and 2 vectors of B; the pointers of 8 rows still fit in the general registers.
 const Kernels kAvx512 = {
-    "avx512", 8, kColumns, Vector::kLanes, {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)}, MEMMOD_ROW_FUNCTIONS};
+    "avx512",
+    8,
+    kColumns,
+    Vector::kLanes,
+    {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},
+    MEMMOD_ROW_FUNCTIONS};
 
 }  // namespace memmod::cpu
 

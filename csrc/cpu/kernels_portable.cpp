@@ -69,8 +69,7 @@ const Kernels& choose() {
       name.empty() || name == "portable" || name == "avx2" || name == "avx512", "MEMMOD_CPU_ISA is '", name,
       "'; it must be portable, avx2 or avx512");
 #ifdef MEMMOD_X86
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #else

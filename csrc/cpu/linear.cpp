@@ -54,8 +54,9 @@ void run(const LinearForward& layer, const Packed& weight) {
   const Partition parts = partition_of(total, weight);
   const RowTasks samples{total, layer.per_sample, parts.row_parts};
   const bool copies = layer.in != nullptr || layer.x.type != Type::kFloat;
-  const Epilogue epilogue{layer.y.type,           layer.bias,   layer.gate_bias, layer.out != nullptr,
-                          static_cast<bool>(layer.kept), layer.keep_product};
+  const Epilogue epilogue{
+      layer.y.type,      layer.bias, layer.gate_bias, layer.out != nullptr, static_cast<bool>(layer.kept),
+      layer.keep_product};
   for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
     const Share share = share_of(parts, total, weight.panels(), task);
     Rows& rows = thread_rows();
@@ -301,8 +302,8 @@ Gradients linear_backward(
     const Matrix out = writes && selected.output_gates() != nullptr ? Matrix(dz, units) : Matrix();
     if (out || need_dmemory) {
       gate_rows(
-          Matrix(rows, units), out, need_dmemory ? Matrix(saved_rows, units) : Matrix(), selected.output_gates(),
-          tasks, need_dmemory ? &*output_sums : nullptr);
+          Matrix(rows, units), out, need_dmemory ? Matrix(saved_rows, units) : Matrix(), selected.output_gates(), tasks,
+          need_dmemory ? &*output_sums : nullptr);
     }
   }
   at::Tensor dx, ungated;
@@ -351,8 +352,7 @@ Gradients linear_backward(
     at::Tensor x_rows = as_rows(*x);
     if (selected.input_gates() != nullptr) {
       const at::Tensor gated = at::empty_like(x_rows);
-      gate_rows(
-          Matrix(x_rows, inputs), Matrix(gated, inputs), Matrix(), selected.input_gates(), tasks, nullptr);
+      gate_rows(Matrix(x_rows, inputs), Matrix(gated, inputs), Matrix(), selected.input_gates(), tasks, nullptr);
       x_rows = gated;
     }
     gradients[1] = at::mm(dz.t(), x_rows);

@@ -23,14 +23,14 @@ void run(const LinearForward& layer, const Packed& weight);
 // dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
 struct LinearBackward {
   Matrix dy, dx;
-  Matrix saved;            // read if output_sums
-  Matrix x;                // read if input_sums
-  Matrix ungated;          // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
+  Matrix saved;    // read if output_sums
+  Matrix x;        // read if input_sums
+  Matrix ungated;  // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
   const Gates* out = nullptr;
   const Gates* in = nullptr;
   ClassSums* output_sums = nullptr;
   ClassSums* input_sums = nullptr;
-  RowTasks tasks{};        // the sums' tasks
+  RowTasks tasks{};  // the sums' tasks
 };
 
 // weight: packed backward.

@@ -61,8 +61,8 @@ std::array<at::Tensor, 2> output_backward(
     return {dx, need_dmemory ? at::zeros_like(memory) : none};
   }
   TORCH_CHECK_VALUE(
-      !need_dmemory || (saved.has_value() && saved->scalar_type() == dy.scalar_type() &&
-                        saved->sizes() == dy.sizes() && saved->is_contiguous() == dy.is_contiguous()),
+      !need_dmemory || (saved.has_value() && saved->scalar_type() == dy.scalar_type() && saved->sizes() == dy.sizes() &&
+                        saved->is_contiguous() == dy.is_contiguous()),
       "memmod: the memory's gradient needs the saved output in the shape, dtype and layout of dy");
   const Tail tail = tail_of(dy, dim < 0 ? dim + dy.dim() : dim, index.size(0), memory.size(1));
   const Selected selected(modulation, true, false);

@@ -1,4 +1,5 @@
-// The Python module memmod._cpu: the ops as autograd functions in C++, without the dispatcher's and Python's cost per call.
+// The Python module memmod._cpu: the ops as autograd functions in C++, without the dispatcher's and Python's cost per
+// call.
 //
 // A call that is out of the ordinary in any way (another device or dtype, a subclass, a mode, a transform, a wrong
 // shape, a class out of range) gives None, and the caller takes the op of torch.ops.memmod.
@@ -29,9 +30,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 // Keys of plain CPU tensors, and of a thread that runs no mode and no transform.
-const c10::DispatchKeySet kOrdinary({c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView,
-                                     c10::DispatchKey::AutogradCPU, c10::DispatchKey::AutocastCPU,
-                                     c10::DispatchKey::BackendSelect});
+const c10::DispatchKeySet kOrdinary(
+    {c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradCPU,
+     c10::DispatchKey::AutocastCPU, c10::DispatchKey::BackendSelect});
 
 // Not operator-, which leaves the bit of the backend.
 bool only_ordinary(c10::DispatchKeySet keys) {
@@ -127,7 +128,8 @@ struct Call {
 
 // Holds a Call between forward and backward.
 struct CallHolder : torch::CustomClassHolder {
-  explicit CallHolder(Call call, std::vector<int64_t> x_shape) : call(std::move(call)), x_shape(std::move(x_shape)) {}
+  explicit CallHolder(Call call, std::vector<int64_t> x_shape) : call(std::move(call)), x_shape(std::move(x_shape)) {
+  }
   Call call;
   std::vector<int64_t> x_shape;
 };
@@ -184,13 +186,12 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Modulation modulation{
         optional(saved.memory), optional(saved.input_memory), saved.index, call.gate, call.gate_bias};
-    Gradients gradients =
-        call.conv.has_value()
-            ? conv2d_backward(
-                  dy, x_shape, optional(saved.x), optional(saved.weight), modulation, optional(saved.y), call.needs,
-                  *call.conv)
-            : linear_backward(
-                  dy, x_shape, optional(saved.x), optional(saved.weight), modulation, optional(saved.y), call.needs);
+    Gradients gradients = call.conv.has_value() ? conv2d_backward(
+                                                      dy, x_shape, optional(saved.x), optional(saved.weight),
+                                                      modulation, optional(saved.y), call.needs, *call.conv)
+                                                : linear_backward(
+                                                      dy, x_shape, optional(saved.x), optional(saved.weight),
+                                                      modulation, optional(saved.y), call.needs);
     for (size_t i = 0; i < gradients.size(); ++i) {
       if (call.needs[i]) {
         results[i] = std::move(gradients[i]);
@@ -201,16 +202,17 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
 
   static variable_list recorded(
       const Call& call, const std::vector<int64_t>& x_shape, const at::Tensor& dy, const Saved& saved) {
-    std::vector<c10::IValue> arguments{dy,
-                                       x_shape,
-                                       as_value(saved.x),
-                                       as_value(saved.weight),
-                                       as_value(saved.memory),
-                                       as_value(saved.input_memory),
-                                       saved.index,
-                                       as_value(saved.y),
-                                       call.gate_name,
-                                       call.gate_bias};
+    std::vector<c10::IValue> arguments{
+        dy,
+        x_shape,
+        as_value(saved.x),
+        as_value(saved.weight),
+        as_value(saved.memory),
+        as_value(saved.input_memory),
+        saved.index,
+        as_value(saved.y),
+        call.gate_name,
+        call.gate_bias};
     if (call.conv.has_value()) {
       for (const auto& pair : {call.conv->stride, call.conv->padding, call.conv->dilation}) {
         arguments.emplace_back(std::vector<int64_t>(pair.begin(), pair.end()));
@@ -222,9 +224,9 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
       needs.push_back(need);
     }
     arguments.emplace_back(needs);
-    const auto gradients =
-        by_op(call.conv.has_value() ? "memmod::modulated_conv2d_backward" : "memmod::modulated_linear_backward",
-              std::move(arguments));
+    const auto gradients = by_op(
+        call.conv.has_value() ? "memmod::modulated_conv2d_backward" : "memmod::modulated_linear_backward",
+        std::move(arguments));
     variable_list results(7);
     for (size_t i = 0; i < call.needs.size(); ++i) {
       if (call.needs[i]) {
@@ -244,7 +246,8 @@ struct OutputCall {
 };
 
 struct OutputHolder : torch::CustomClassHolder {
-  explicit OutputHolder(OutputCall call) : call(std::move(call)) {}
+  explicit OutputHolder(OutputCall call) : call(std::move(call)) {
+  }
   OutputCall call;
 };
 
@@ -280,8 +283,8 @@ struct OutputFunction : torch::autograd::Function<OutputFunction> {
       c10::List<bool> needs;
       needs.push_back(call.needs[0]);
       needs.push_back(call.needs[1]);
-      const auto gradients = by_op(
-          "memmod::modulate_output_backward", {dy, as_value(y), memory, index, call.dim, call.gate_name, needs});
+      const auto gradients =
+          by_op("memmod::modulate_output_backward", {dy, as_value(y), memory, index, call.dim, call.gate_name, needs});
       results[0] = call.needs[0] ? gradients[0] : at::Tensor();
       results[1] = call.needs[1] ? gradients[1] : at::Tensor();
       return results;
@@ -350,8 +353,7 @@ OptionalTensor linear(
       x.numel() == 0 || weight.numel() == 0) {
     return std::nullopt;
   }
-  return layer(
-      x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, weight.size(1), std::nullopt);
+  return layer(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, weight.size(1), std::nullopt);
 }
 
 OptionalTensor conv2d(

@@ -8,8 +8,8 @@
 namespace memmod::cpu {
 namespace {
 
-// Channels times taps that a pass over a task's rows sums up, at most: a panel of B then takes 48 KiB, and a task's rows
-// stay in a second-level cache of 512 KiB.
+// Channels times taps that a pass over a task's rows sums up, at most: a panel of B then takes 48 KiB, and a task's
+// rows stay in a second-level cache of 512 KiB.
 constexpr int64_t kDepth = 768;
 // Rows of a task.
 constexpr int64_t kTaskRows = 48;
@@ -75,8 +75,8 @@ int64_t channels_per_pass(int64_t channels) {
 }
 
 void multiply(
-    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel,
-    const Epilogue& epilogue, const Prepare* prepare) {
+    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
+    const Prepare* prepare) {
   const Kernels& kernel = kernels();
   const auto& tiles = kernel.tile[static_cast<int>(epilogue.type)];
   const int64_t depth = channels_per_pass(b.channels);
@@ -153,7 +153,8 @@ Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row) {
   // Few rows: columns are shared too, as long as a task has enough to do.
   const int64_t worth = std::max<int64_t>(1, rows * operations_per_row / kSerialOperations);
   if (parts.row_parts < kSharedTasks) {
-    parts.column_parts = std::clamp<int64_t>(worth / parts.row_parts, 1, std::min(panels, kSharedTasks / parts.row_parts));
+    parts.column_parts =
+        std::clamp<int64_t>(worth / parts.row_parts, 1, std::min(panels, kSharedTasks / parts.row_parts));
   }
   return parts;
 }

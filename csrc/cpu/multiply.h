@@ -117,11 +117,11 @@ using Prepare = c10::function_ref<void(int64_t channel, int64_t channels)>;
 // Channels of A that one pass over a task's rows reads, at most.
 int64_t channels_per_pass(int64_t channels);
 
-// rows.out = epilogue(A · B) for panels [first_panel, last_panel) of B, summed over the given taps of B. With `prepare`,
-// A's rows are a RowCopy; else they hold all channels.
+// rows.out = epilogue(A · B) for panels [first_panel, last_panel) of B, summed over the given taps of B. With
+// `prepare`, A's rows are a RowCopy; else they hold all channels.
 void multiply(
-    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel,
-    const Epilogue& epilogue, const Prepare* prepare = nullptr);
+    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
+    const Prepare* prepare = nullptr);
 
 // How tasks share the rows and columns of a product: by its shape only.
 struct Partition {

@@ -16,8 +16,7 @@ Tensors as_tuple(const Gradients& gradients) {
   return {gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]};
 }
 
-ConvOptions conv_options(
-    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+ConvOptions conv_options(at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   TORCH_CHECK_VALUE(
       stride.size() == 2 && padding.size() == 2 && dilation.size() == 2,
       "memmod: stride, padding and dilation must have two numbers each");
@@ -41,8 +40,8 @@ Tensors modulated_linear_backward(
 
 std::tuple<at::Tensor, at::Tensor> modulated_conv2d(
     const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& memory,
-    const OptionalTensor& input_memory, const at::Tensor& index, std::string_view gate, bool gate_bias,
-    bool keep_gated, at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+    const OptionalTensor& input_memory, const at::Tensor& index, std::string_view gate, bool gate_bias, bool keep_gated,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   return conv2d_forward(
       x, weight, bias, {memory, input_memory, index, parse_gate(gate), gate_bias}, keep_gated,
       conv_options(stride, padding, dilation, groups));
@@ -51,8 +50,8 @@ std::tuple<at::Tensor, at::Tensor> modulated_conv2d(
 Tensors modulated_conv2d_backward(
     const at::Tensor& dy, at::IntArrayRef x_shape, const OptionalTensor& x, const OptionalTensor& weight,
     const OptionalTensor& memory, const OptionalTensor& input_memory, const at::Tensor& index,
-    const OptionalTensor& saved, std::string_view gate, bool gate_bias, at::IntArrayRef stride,
-    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, std::array<bool, 5> needs) {
+    const OptionalTensor& saved, std::string_view gate, bool gate_bias, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, std::array<bool, 5> needs) {
   return as_tuple(conv2d_backward(
       dy, x_shape, x, weight, {memory, input_memory, index, parse_gate(gate), gate_bias}, saved, needs,
       conv_options(stride, padding, dilation, groups)));

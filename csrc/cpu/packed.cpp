@@ -107,8 +107,7 @@ bool forget_with(const at::Tensor& weight, const void* key) {
 }
 
 template <typename T>
-void pack_panel(
-    const at::Tensor& weight, Direction direction, const Packed& packed, int64_t panel, float* out) {
+void pack_panel(const at::Tensor& weight, Direction direction, const Packed& packed, int64_t panel, float* out) {
   const bool forward = direction == Direction::kForward;
   const T* data = weight.const_data_ptr<T>();
   const int64_t column_stride = weight.stride(forward ? 0 : 1), channel_stride = weight.stride(forward ? 1 : 0);

@@ -24,8 +24,8 @@ struct Packed {
 // order, in which a convolution's gradient reads the images forwards.
 enum class Direction { kForward, kBackward };
 
-// weight: [O, I] or [O, I, kh, kw], fp32, bf16 or fp16. Packed anew if the weight's storage or version has changed since
-// the last call; kept until then, or until the weight is freed.
+// weight: [O, I] or [O, I, kh, kw], fp32, bf16 or fp16. Packed anew if the weight's storage or version has changed
+// since the last call; kept until then, or until the weight is freed.
 Packed packed(const at::Tensor& weight, Direction direction);
 
 // Bytes that are kept for all weights.

@@ -73,8 +73,7 @@ void add_products_and_widen(
 }
 
 void gate_rows(
-    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks,
-    ClassSums* sums) {
+    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks, ClassSums* sums) {
   const Kernels& kernel = kernels();
   const auto type = static_cast<int>(x.type);
   const int64_t width = x.columns;

@@ -35,7 +35,8 @@ struct Matrix {
       : data(const_cast<void*>(t.const_data_ptr())),
         rows(matrix_columns == 0 ? 0 : t.numel() / matrix_columns),
         columns(matrix_columns),
-        type(type_of(t.scalar_type())) {}
+        type(type_of(t.scalar_type())) {
+  }
 
   void* at(int64_t row, int64_t column = 0) const {
     return static_cast<char*>(data) + (row * columns + column) * (type == Type::kFloat ? 4 : 2);
@@ -68,8 +69,7 @@ struct RowTasks {
 };
 
 // sums[i] += Σ_r a[r, i] * b[r, i] over `rows` rows of `count` elements `stride` apart.
-void add_products(
-    Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count);
+void add_products(Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count);
 
 // The same, and y[r, i] = a[r, i] * s[i] in fp32, groups of a vector's elements y_step apart.
 void add_products_and_widen(
@@ -79,7 +79,6 @@ void add_products_and_widen(
 // In one pass over x: y = s ⊙ x unless y is empty, and sums of x ⊙ other for each class unless sums is null. Without
 // gates y is a copy. x and y may be the same.
 void gate_rows(
-    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks,
-    ClassSums* sums);
+    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks, ClassSums* sums);
 
 }  // namespace memmod::cpu

@@ -15,8 +15,7 @@ constexpr int64_t kSerialElements = 1 << 15;
 }  // namespace
 
 bool has_channels(const at::Tensor& t, int64_t dim) {
-  return t.is_contiguous() ||
-         (t.dim() == 4 && dim == 1 && t.is_contiguous(at::MemoryFormat::ChannelsLast));
+  return t.is_contiguous() || (t.dim() == 4 && dim == 1 && t.is_contiguous(at::MemoryFormat::ChannelsLast));
 }
 
 Channels channels_of(const at::Tensor& t, int64_t dim) {
@@ -35,7 +34,8 @@ Tail::Tail(const Channels& shape, int64_t samples)
       per_sample_(shape.outer / samples),
       rows_(
           shape.inner == 1 ? row_tasks(shape.outer, per_sample_, shape.channels, 1)
-                           : RowTasks{shape.outer, per_sample_, shape.outer}) {}
+                           : RowTasks{shape.outer, per_sample_, shape.outer}) {
+}
 
 std::vector<std::pair<int64_t, int64_t>> Tail::samples() const {
   return rows_.samples();

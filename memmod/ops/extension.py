@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,7 @@ def _load(library: Path) -> str | None:
         spec = importlib.util.spec_from_file_location("memmod._cpu", library)
         loaded = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(loaded)
+        sys.modules[spec.name] = loaded
     except (ImportError, OSError, RuntimeError) as error:
         return f"{library} cannot be loaded: {error}; {_REBUILD}"
     _module = loaded
@@ -113,9 +115,7 @@ def _supports_linear_backward(
     return _unserved(dy, memory, input_memory) or _other_dtype(dy, x, weight, saved)
 
 
-def _supports_output(
-    x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool
-) -> str | None:
+def _supports_output(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool) -> str | None:
     return _unserved(x, memory) or _layout(x, dim)
 
 

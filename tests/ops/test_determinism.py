@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.ops.backends import each_case
@@ -15,6 +16,8 @@ CASES = [
     Case("modulated_conv2d", (6, 8, 9, 7, 12, 3), "sets", granularity="unit+input"),
     Case("modulated_conv2d", (6, 8, 9, 7, 12, 3), "mixed", layout="channels_last", dy_layout="channels_last"),
     Case("modulated_conv2d", (6, 8, 9, 7, 8, 3), "mixed", options=(("groups", 8),)),
+    Case("modulated_conv2d", (6, 8, 9, 7, 12, 1), "mixed", layout="channels_last", dy_layout="channels_last"),
+    Case("modulated_linear", (6, 40, 129, 65), "mixed"),
     Case("modulate_output", (6, 31, 7, 5), "sets"),
     Case("modulate_output", (6, 31, 7, 5), "mixed", layout="channels_last", dy_layout="channels_last"),
     Case("modulate_output", (6, 7, 33), "mixed", dtype=torch.bfloat16, options=(("dim", -1),)),
@@ -41,6 +44,35 @@ def test_a_sample_does_not_depend_on_what_the_others_hold_or_select(backend, cas
         for name in ("y", "dx"):
             assert torch.equal(results[name][rows], changed[name][rows]), name
             assert not torch.equal(results[name], changed[name]), name
+
+
+LAST = {"layout": "channels_last", "dy_layout": "channels_last"}
+PADDED = (("padding", (1, 1)),)
+# Frozen weights: the library's dW and db may depend on the threads. Sizes that several threads share.
+FROZEN = [
+    Case("modulated_linear", (3, 67, 257, 129), "distinct", granularity="unit+input"),
+    Case("modulated_linear", (301, 257, 129), "mixed"),
+    Case("modulated_linear", (301, 257, 129), "whole batch"),
+    Case("modulated_linear", (3, 67, 257, 129), "sets", dtype=torch.bfloat16, gate_bias=False),
+    Case("modulated_conv2d", (3, 33, 31, 33, 65, 3), "sets", options=PADDED, **LAST),
+    Case("modulated_conv2d", (40, 33, 5, 7, 65, 3), "mixed", options=(*PADDED, ("stride", (2, 2))), **LAST),
+    Case("modulated_conv2d", (3, 33, 31, 33, 65, 1), "mixed", **LAST),
+    Case("modulated_conv2d", (1, 9, 127, 129, 33, 3), "one", options=PADDED, **LAST),
+]
+
+
+@each_case(FROZEN)
+def test_bits_of_a_frozen_layer_do_not_depend_on_the_number_of_threads(backend, case, threads):
+    if backend == "reference":
+        pytest.skip("library products choose their order by the threads")
+    problem = case.draw()
+    results = []
+    for count in (1, 2, 3, 7):
+        threads(count)
+        results.append(run_op(problem, ("x", "memory", "input_memory")))
+    for other in results[1:]:
+        for name in other:
+            assert torch.equal(results[0][name], other[name]), name
 
 
 THREADED = [

@@ -71,6 +71,26 @@ CASES = [
         )
     ),
     conv((2, 16, 63, 63, 33, 3), "distinct", layout="channels_last", dy_layout="channels_last"),
+    *(
+        conv(shape, layout="channels_last", dy_layout="channels_last", options=options(**values), **kind)
+        for shape, values, kind in (
+            (SMALL, {"stride": (2, 2), "padding": (1, 1)}, {"granularity": "unit+input"}),
+            (SMALL, {"stride": (3, 1), "padding": (0, 2), "dilation": (1, 2)}, {"pattern": "sets"}),
+            (SMALL, {"stride": (4, 4), "padding": (1, 1)}, {"keep_gated": True}),
+            (SMALL, {"dilation": (2, 1), "padding": (2, 2)}, {"gate_bias": False}),
+            (SMALL, {"kernel_width": 5, "padding": (0, 4)}, {"gate": "identity"}),
+            (SMALL, {"padding": (3, 3)}, {"pattern": "whole batch set"}),
+            ((6, 8, 1, 1, 12, 3), {"padding": (1, 1)}, {}),
+            ((6, 8, 2, 9, 12, 2), {"stride": (2, 2)}, {"rows_per_sample": 3}),
+            ((6, 16, 7, 5, 24, 1), {"stride": (2, 2)}, {"granularity": "unit+input"}),
+            ((6, 16, 7, 5, 24, 1), {"padding": (1, 0)}, {}),
+            # Bands of an image's rows, several images to a task, and columns that no panel ends with.
+            ((2, 8, 129, 63, 33, 3), {"padding": (1, 1)}, {"granularity": "unit+input"}),
+            ((2, 8, 129, 63, 33, 3), {"padding": (1, 1), "stride": (2, 2)}, {"pattern": "sets"}),
+            ((127, 33, 3, 2, 17, 3), {"padding": (1, 1)}, {"pattern": "skewed"}),
+            ((2, 129, 9, 7, 127, 3), {"padding": (1, 1)}, {"keep_gated": True, "gate_bias": False}),
+        )
+    ),
 ]
 
 
