@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from memmod.errors import ModelError
+from memmod.fuse import unfuse_activations
 from memmod.nn import ModulatedConv2d, ModulatedMultiheadAttention, ModulatedOutput
 from memmod.nn._modulated import Modulated
 from memmod.ops.gating import gates as gates_of_selection
@@ -33,6 +34,7 @@ def bake(wf: ModulatedModel, index: Tensor | None, threshold: float | None) -> n
         if isinstance(layer, Modulated):
             gates = [_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)]
             replace_module(model, layer, _baked(layer, *gates))
+    unfuse_activations(model)
     return _close_attention(model, wf)
 
 

@@ -20,6 +20,7 @@ from memmod.ops.layer_autograd import output_is_enough
 
 GATES = ("sigmoid", "identity", "hard")
 KEEPS = ("output", "gated")
+ACTIVATIONS = (None, "relu")
 
 
 def modulated_linear(
@@ -33,6 +34,7 @@ def modulated_linear(
     gate: str = "sigmoid",
     gate_bias: bool = True,
     keep: str = "output",
+    activation: str | None = None,
 ) -> Tensor:
     """y = s_out ⊙ ((s_in ⊙ x) Wᵀ + b), each sample with the gates of the classes it selects (arXiv 2304.02049).
 
@@ -46,26 +48,28 @@ def modulated_linear(
         gate: "sigmoid" (s = σ(α)), "identity" (s = α) or "hard" (s = α > 0, no gradient for the memory).
         gate_bias: False leaves b outside of the gate.
         keep: "gated" keeps the gated product for the backward instead of y, for a y that is changed in place.
+        activation: "relu" puts a ReLU behind the bias. On the CPU it is part of the kernel, and the backward keeps its
+            output alone: where that is 0 no gradient passes, elsewhere it is the gated product.
 
     Raises:
         SelectionError: an index of a wrong dtype, shape, device or range, rows that are not a multiple of B, a memory
-            of a wrong width or dtype, an unknown gate or keep.
+            of a wrong width or dtype, an unknown gate, keep or activation.
     """
     if index is None or (memory is None and input_memory is None):
-        _check_options(gate, keep)
-        return F.linear(x, weight, bias)
+        _check_options(gate, keep, activation)
+        return _activated(F.linear(x, weight, bias), activation)
     x, weight, bias = cast(x, weight, bias)
-    y = direct.linear(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep)
+    y = direct.linear(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep, activation)
     if y is not None:
         return y
     if x.dim() < 2:
         raise SelectionError(f"x has shape {tuple(x.shape)}; with a selection it must be [rows, ..., features]")
-    _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1])
+    _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1], activation)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y, _ = torch.ops.memmod.modulated_linear.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated
     )
-    return y
+    return _activated(y, activation)
 
 
 def modulated_conv2d(
@@ -83,6 +87,7 @@ def modulated_conv2d(
     gate: str = "sigmoid",
     gate_bias: bool = True,
     keep: str = "output",
+    activation: str | None = None,
 ) -> Tensor:
     """As `modulated_linear`, with a convolution and its options as in `torch.nn.functional.conv2d`.
 
@@ -96,11 +101,24 @@ def modulated_conv2d(
         ValueError: padding="same" with a stride, or another text than "same" and "valid".
     """
     if index is None or (memory is None and input_memory is None):
-        _check_options(gate, keep)
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        _check_options(gate, keep, activation)
+        return _activated(F.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
     x, weight, bias = cast(x, weight, bias)
     y = direct.conv2d(
-        x, weight, bias, memory, input_memory, index, stride, padding, dilation, groups, gate, gate_bias, keep
+        x,
+        weight,
+        bias,
+        memory,
+        input_memory,
+        index,
+        stride,
+        padding,
+        dilation,
+        groups,
+        gate,
+        gate_bias,
+        keep,
+        activation,
     )
     if y is not None:
         return y
@@ -108,7 +126,7 @@ def modulated_conv2d(
         raise SelectionError(
             f"x has shape {tuple(x.shape)}; with a selection it must be [rows, channels, height, width]"
         )
-    _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1] * groups)
+    _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1] * groups, activation)
     stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, padding, stride, dilation)
@@ -117,7 +135,7 @@ def modulated_conv2d(
     y, _ = torch.ops.memmod.modulated_conv2d.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated, *options
     )
-    return y
+    return _activated(y, activation)
 
 
 def modulate_output(
@@ -150,11 +168,19 @@ def modulate_output(
     return y
 
 
-def _check_options(gate: str, keep: str) -> None:
+def _activated(y: Tensor, activation: str | None) -> Tensor:
+    return y if activation is None else F.relu(y)
+
+
+def _check_options(gate: str, keep: str, activation: str | None = None) -> None:
     if gate not in GATES:
         raise SelectionError(f"gate is {gate!r}; it must be one of {', '.join(map(repr, GATES))}")
     if keep not in KEEPS:
         raise SelectionError(f"keep is {keep!r}; it must be one of {', '.join(map(repr, KEEPS))}")
+    if activation not in ACTIVATIONS:
+        raise SelectionError(
+            f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}"
+        )
 
 
 def _check(
@@ -166,8 +192,9 @@ def _check(
     keep: str,
     units: int,
     inputs: int | None,
+    activation: str | None = None,
 ) -> None:
-    _check_options(gate, keep)
+    _check_options(gate, keep, activation)
     if not isinstance(index, Tensor):
         raise SelectionError(f"index is a {type(index).__name__}; it must be an int64 tensor of shape [B] or [B, S]")
     if index.dtype is not torch.int64:

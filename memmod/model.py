@@ -16,6 +16,7 @@ from memmod import bake as _bake
 from memmod import memory as memory_file
 from memmod import surgery as _surgery
 from memmod.errors import MemoryFileError, ModelError, SelectionError
+from memmod.fuse import fuse_activations
 from memmod.nn._modulated import Modulated
 from memmod.observe import observe
 from memmod.ops import gating
@@ -333,9 +334,9 @@ def modulate(
 ) -> ModulatedModel:
     """Give every linear and conv layer of a copy of `model`, but its classifier head, a memory of one row per class.
 
-    BatchNorm is folded into the convolution in front of it; attention whose projections are not called as modules is
-    replaced by an equivalent; what cannot be gated is listed with its reason in `summary()`. With nothing selected the
-    copy gives the model's own logits.
+    BatchNorm is folded into the convolution in front of it, and a ReLU fused with the layer in front of it; attention
+    whose projections are not called as modules is replaced by an equivalent; what cannot be gated is listed with its
+    reason in `summary()`. With nothing selected the copy gives the model's own logits.
 
     Args:
         model: any classifier; it is not changed.
@@ -367,6 +368,7 @@ def modulate(
     norms = _surgery.fold(surgery, first, example) if config.fold else {}
     chosen = _surgery.plan_layers(surgery, first, second, heads, norms, config, example.batch, only)
     gated = _surgery.gate_layers(surgery, chosen, norms, first, num_classes, config)
+    fuse_activations(surgery, gated, example)
     _surgery.protect_outputs(surgery, gated, example)
     return ModulatedModel(surgery, num_classes, names, config, base_sha256, example.shape, training)
 

@@ -92,7 +92,7 @@ class ModulateConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one layer: `action` is "gated", "gated behind", "folded", "replaced" or "skipped"."""
+    """What became of one layer: `action` is "gated", "gated behind", "folded", "fused", "replaced" or "skipped"."""
 
     name: str
     kind: str

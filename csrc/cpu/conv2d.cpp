@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -105,6 +106,9 @@ void forward_with_library(
       folded_bias = at::mul(*bias, gate_row(*selected.output_gates(), bias->size(0), false).view({-1}));
     }
     y = library_conv(x, folded_weight(weight, selected), folded_bias, options, format);
+    if (modulation.relu) {
+      y.relu_();
+    }
     return;
   }
   const std::optional<at::Tensor> inner = modulation.gate_bias ? bias : std::nullopt;
@@ -119,6 +123,9 @@ void forward_with_library(
   }
   if (bias.has_value() && !modulation.gate_bias) {
     y.add_(bias->view({1, -1, 1, 1}));
+  }
+  if (modulation.relu) {
+    y.relu_();
   }
 }
 
@@ -164,6 +171,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     layer.bias = bias_data;
     layer.gate_bias = modulation.gate_bias;
     layer.keep_product = keep_product;
+    layer.relu = modulation.relu;
     layer.out = selected.output_gates();
     layer.in = selected.input_gates();
     layer.per_sample = layer.x.rows / samples;
@@ -178,6 +186,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
       bias_data,
       modulation.gate_bias,
       keep_product,
+      modulation.relu,
       selected.output_gates(),
       x.size(0) / samples};
   run(layer, shape_of(x.sizes(), y.sizes(), weight.sizes(), options), packed_weight);
@@ -208,11 +217,12 @@ Gradients conv2d_backward(
   }
   const Selected selected(modulation, true, true);
   const int64_t samples = selected.selection.samples();
-  const at::Tensor rows = dy.contiguous(format);
-  const at::Tensor factors = need_dmemory ? saved->contiguous(format) : at::Tensor();
   const bool inner_bias = need_dbias && modulation.gate_bias;
   Path path =
       product && !need_dweight && !inner_bias ? path_of(dy, weight->sizes(), options, channels_last) : Path::kLibrary;
+  const bool masks = modulation.relu && (path == Path::kLibrary || need_dbias);
+  const at::Tensor rows = (masks ? at::threshold_backward(dy, *saved, 0) : dy).contiguous(format);
+  const at::Tensor factors = need_dmemory || modulation.relu ? saved->contiguous(format) : at::Tensor();
   const bool ungated = need_dinput && modulation.gate == Gate::kIdentity;
   at::Tensor dx;
   std::optional<ClassSums> sums;
@@ -223,9 +233,10 @@ Gradients conv2d_backward(
     layer.dx = Matrix(dx, x_shape[1]);
     layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1));
     layer.out = selected.output_gates();
+    layer.relu = modulation.relu;
+    layer.saved = factors.defined() ? Matrix(factors, dy.size(1)) : Matrix();
     if (need_dmemory) {
       sums.emplace(selected.slots, dy.size(1), layer.tasks.samples());
-      layer.saved = Matrix(factors, dy.size(1));
       layer.output_sums = &*sums;
     }
     run(layer, packed(*weight, Direction::kBackward));
@@ -237,7 +248,8 @@ Gradients conv2d_backward(
     }
     const ConvBackward layer{rows.const_data_ptr<float>(),
                              dx.mutable_data_ptr<float>(),
-                             need_dmemory ? factors.const_data_ptr<float>() : nullptr,
+                             factors.defined() ? factors.const_data_ptr<float>() : nullptr,
+        modulation.relu,
                              selected.output_gates(),
                              need_dmemory ? &*sums : nullptr,
                              x_shape[0] / samples};
@@ -269,7 +281,7 @@ Gradients conv2d_backward(
     }
   }
   if (need_dbias && !modulation.gate_bias) {
-    gradients[2] = at::sum(dy, {0, 2, 3});
+    gradients[2] = at::sum(rows, {0, 2, 3});
   }
   if (product && (selected.input_gates() != nullptr || need_dinput)) {
     const Tail tail(channels_of(dx, 1), samples);

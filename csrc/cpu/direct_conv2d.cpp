@@ -149,6 +149,7 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
   epilogue.gated = layer.gates != nullptr;
   epilogue.kept = layer.kept != nullptr;
   epilogue.keep_product = layer.keep_product;
+  epilogue.relu = layer.relu;
   for_each_task(parts.tasks(), worth_threads(shape), [&](int64_t task) {
     const int64_t first = part_start(pixels, parts.row_parts, task / parts.column_parts);
     const int64_t last = part_start(pixels, parts.row_parts, task / parts.column_parts + 1);
@@ -266,8 +267,9 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
       }
       for (int64_t image = 0; image < images; ++image) {
         const int64_t sample = (first_image + image) / layer.images_per_sample;
-        const float* s = layer.gates->row(sample);
+        const float* s = layer.relu ? layer.gates->row_or_ones(sample) : layer.gates->row(sample);
         float* sum = layer.sums != nullptr ? layer.sums->row(task, sample) : nullptr;
+        float* unread = layer.relu ? unread_sums(shape.units) : nullptr;
         const int64_t start = ((first_image + image) * shape.out_height + first) * row_size;
         const auto gate = [&](int64_t from, int64_t to, float* sums) {
           const int64_t at = (from - first) * row_size, pixels = (to - from) * shape.out_width;
@@ -275,15 +277,15 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
           float* out = buffer.data() + image * held * row_size + at;
           if (sums != nullptr) {
             add_products_and_widen(
-                Type::kFloat, dy, layer.saved + start + at, shape.units, s, out, shape.units, kernel.lanes, sums,
+                Type::kFloat, layer.relu, dy, layer.saved + start + at, shape.units, s, out, shape.units, kernel.lanes, sums,
                 pixels, shape.units);
           } else {
             kernel.widen_rows[kType](dy, shape.units, s, out, shape.units, kernel.lanes, pixels, shape.units);
           }
         };
-        gate(first, own_top, nullptr);
-        gate(own_top, own_bottom, sum);
-        gate(own_bottom, last, nullptr);
+        gate(first, own_top, unread);
+        gate(own_top, own_bottom, sum != nullptr ? sum : unread);
+        gate(own_bottom, last, unread);
       }
       dz = buffer.data();
       image_size = held * row_size;

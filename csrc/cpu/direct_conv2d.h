@@ -25,7 +25,7 @@ struct ConvForward {
   float* y;
   float* kept;
   const float* bias;
-  bool gate_bias, keep_product;
+  bool gate_bias, keep_product, relu;
   const Gates* gates;
   int64_t images_per_sample;
 };
@@ -37,6 +37,7 @@ struct ConvBackward {
   const float* dy;
   float* dx;
   const float* saved;
+  bool relu;  // dy counts where `saved` is positive; with gates only
   const Gates* gates;
   ClassSums* sums;
   int64_t images_per_sample;

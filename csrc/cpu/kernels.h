@@ -36,6 +36,7 @@ struct Tile {
   const float* const* gates;       // [rows]: multipliers [columns of B], or null
   bool bias_first;                 // the bias is gated too
   bool keep_product;               // `kept` takes what the gate multiplies, instead of the result of it
+  float floor;                     // the least value of `out`: 0 for a ReLU, -inf for none
 };
 
 struct Kernels {
@@ -61,6 +62,10 @@ struct Kernels {
       int64_t rows, int64_t count);
   // The same with y in fp32 and its groups `y_step` apart.
   void (*reduce_widen_rows[kTypes])(
+      const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
+      float* sums, int64_t rows, int64_t count);
+  // The same with every a[r, i] that has b[r, i] <= 0 taken as 0: behind a ReLU with the outputs b.
+  void (*reduce_widen_relu_rows[kTypes])(
       const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
       float* sums, int64_t rows, int64_t count);
   // y[i] = x[i] * s.

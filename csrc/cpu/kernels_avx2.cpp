@@ -72,6 +72,14 @@ struct Vector {
   static Register multiply(Register a, Register b) {
     return _mm256_mul_ps(a, b);
   }
+  // NaN stays NaN.
+  static Register at_least(Register floor, Register a) {
+    return _mm256_max_ps(floor, a);
+  }
+  // a where b > 0 or b is NaN, else 0.
+  static Register where_positive(Register a, Register b) {
+    return _mm256_and_ps(a, _mm256_cmp_ps(b, _mm256_setzero_ps(), _CMP_NLE_UQ));
+  }
   static Register fma(Register a, Register b, Register c) {
     return _mm256_fmadd_ps(a, b, c);
   }

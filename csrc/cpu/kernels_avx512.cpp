@@ -74,6 +74,14 @@ struct Vector {
   static Register multiply(Register a, Register b) {
     return _mm512_mul_ps(a, b);
   }
+  // NaN stays NaN.
+  static Register at_least(Register floor, Register a) {
+    return _mm512_max_ps(floor, a);
+  }
+  // a where b > 0 or b is NaN, else 0.
+  static Register where_positive(Register a, Register b) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(b, _mm512_setzero_ps(), _CMP_NLE_UQ), a);
+  }
   static Register fma(Register a, Register b, Register c) {
     return _mm512_fmadd_ps(a, b, c);
   }

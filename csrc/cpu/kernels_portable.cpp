@@ -51,6 +51,14 @@ struct Vector {
   static Register multiply(Register a, Register b) {
     return each([&](int i) { return a.lanes[i] * b.lanes[i]; });
   }
+  // NaN stays NaN.
+  static Register at_least(Register floor, Register a) {
+    return each([&](int i) { return a.lanes[i] < floor.lanes[i] ? floor.lanes[i] : a.lanes[i]; });
+  }
+  // a where b > 0 or b is NaN, else 0.
+  static Register where_positive(Register a, Register b) {
+    return each([&](int i) { return b.lanes[i] <= 0.0f ? 0.0f : a.lanes[i]; });
+  }
   static Register fma(Register a, Register b, Register c) {
     return each([&](int i) { return fma_one(a.lanes[i], b.lanes[i], c.lanes[i]); });
   }

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/threshold_backward.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
@@ -56,7 +57,7 @@ void run(const LinearForward& layer, const Packed& weight) {
   const bool copies = layer.in != nullptr || layer.x.type != Type::kFloat;
   const Epilogue epilogue{
       layer.y.type,      layer.bias, layer.gate_bias, layer.out != nullptr, static_cast<bool>(layer.kept),
-      layer.keep_product};
+      layer.keep_product, layer.relu};
   for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
     const Share share = share_of(parts, total, weight.panels(), task);
     Rows& rows = thread_rows();
@@ -126,13 +127,19 @@ void run(const LinearBackward& layer, const Packed& weight) {
       const RowCopy copy(rows, units);
       const auto gate = [&](int64_t channel, int64_t channels) {
         layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t first, int64_t count) {
-          const float* s = layer.out != nullptr ? layer.out->row(sample) : nullptr;
+          const float* s = layer.relu             ? layer.out->row_or_ones(sample)
+                           : layer.out != nullptr ? layer.out->row(sample)
+                                                  : nullptr;
           float* sum = sums ? layer.output_sums->row(row_task, sample) : nullptr;
+          if (sum == nullptr && layer.relu) {
+            sum = unread_sums(units);
+          }
           const int64_t from = first - share.first_row;
           copy.each_tile(from, from + count, [&](int64_t local, int64_t some, float* to) {
             const int64_t row = share.first_row + local;
             if (sum != nullptr) {
-              kernel.reduce_widen_rows[static_cast<int>(layer.dy.type)](
+              const auto& reduce = layer.relu ? kernel.reduce_widen_relu_rows : kernel.reduce_widen_rows;
+              reduce[static_cast<int>(layer.dy.type)](
                   layer.dy.at(row, channel), layer.saved.at(row, channel), units, s + channel, to, copy.row_stride(),
                   copy.step(), sum + channel, some, channels);
             } else {
@@ -216,6 +223,9 @@ void forward_with_library(
     if (bias.has_value() && !layer.gate_bias) {
       out.add_(*bias);
     }
+    if (layer.relu) {
+      out.relu_();
+    }
   }
 }
 
@@ -241,6 +251,7 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   LinearForward layer;
   layer.gate_bias = modulation.gate_bias;
   layer.keep_product = modulation.gate == Gate::kIdentity;
+  layer.relu = modulation.relu;
   layer.out = selected.output_gates();
   layer.in = selected.input_gates();
   layer.per_sample = rows.size(0) / samples;
@@ -280,22 +291,22 @@ Gradients linear_backward(
   }
   const bool product = need_dx || need_dinput;
   const bool needs_dz = need_dweight || (need_dbias && modulation.gate_bias);
-  const at::Tensor rows = as_rows(dy);
+  const bool tiles = kernels().rows != 0;
+  // The gated gradient as a whole, where more than one product reads it or the library does.
+  const bool separate = needs_dz || !product || !tiles;
+  const at::Tensor rows = as_rows(modulation.relu && (separate || need_dbias) ? at::threshold_backward(dy, *saved, 0) : dy);
   const Selected selected(modulation, product || needs_dz || need_dmemory, true);
   const RowTasks tasks = row_tasks(rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units);
   const auto ranges = tasks.samples();
   std::optional<ClassSums> output_sums, input_sums;
-  const at::Tensor saved_rows = need_dmemory ? as_rows(*saved) : at::Tensor();
+  const at::Tensor saved_rows = need_dmemory || modulation.relu ? as_rows(*saved) : at::Tensor();
   if (need_dmemory) {
     output_sums.emplace(selected.slots, units, ranges);
   }
   if (need_dinput) {
     input_sums.emplace(selected.slots, inputs, ranges);
   }
-  const bool tiles = kernels().rows != 0;
-  // The gated gradient as a whole, where more than one product reads it or the library does.
   at::Tensor dz;
-  const bool separate = needs_dz || !product || !tiles;
   if (separate && (needs_dz || need_dmemory || product)) {
     const bool writes = needs_dz || product;
     dz = writes && selected.output_gates() == nullptr ? rows : writes ? at::empty_like(rows) : at::Tensor();
@@ -319,9 +330,10 @@ Gradients linear_backward(
       layer.ungated = keeps ? Matrix(ungated, inputs) : Matrix();
       layer.out = separate ? nullptr : selected.output_gates();
       layer.in = selected.input_gates();
-      if (need_dmemory && !separate) {
-        layer.saved = Matrix(saved_rows, units);
-        layer.output_sums = &*output_sums;
+      if (!separate) {
+        layer.relu = modulation.relu;
+        layer.saved = saved_rows.defined() ? Matrix(saved_rows, units) : Matrix();
+        layer.output_sums = need_dmemory ? &*output_sums : nullptr;
       }
       if (need_dinput) {
         layer.x = Matrix(x_rows, inputs);

@@ -11,7 +11,7 @@ namespace memmod::cpu {
 struct LinearForward {
   Matrix x, y, kept;  // kept: empty, or what the memory's gradient needs
   const float* bias = nullptr;
-  bool gate_bias = true, keep_product = false;
+  bool gate_bias = true, keep_product = false, relu = false;
   const Gates* out = nullptr;
   const Gates* in = nullptr;
   int64_t per_sample = 1;
@@ -23,7 +23,8 @@ void run(const LinearForward& layer, const Packed& weight);
 // dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
 struct LinearBackward {
   Matrix dy, dx;
-  Matrix saved;    // read if output_sums
+  Matrix saved;    // read if output_sums or relu
+  bool relu = false;  // dy counts where `saved` is positive; with `out` only
   Matrix x;        // read if input_sums
   Matrix ungated;  // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
   const Gates* out = nullptr;

@@ -118,7 +118,7 @@ struct Call {
   Needs needs;
   std::string gate_name;
   Gate gate;
-  bool gate_bias, keep_gated;
+  bool gate_bias, keep_gated, relu;
   std::optional<ConvOptions> conv;
 
   const char* name() const {
@@ -137,7 +137,7 @@ struct CallHolder : torch::CustomClassHolder {
 std::tuple<at::Tensor, at::Tensor> forward_of(
     const Call& call, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
     const OptionalTensor& memory, const OptionalTensor& input_memory, const at::Tensor& index) {
-  const Modulation modulation{memory, input_memory, index, call.gate, call.gate_bias};
+  const Modulation modulation{memory, input_memory, index, call.gate, call.gate_bias, call.relu};
   return call.conv.has_value() ? conv2d_forward(x, weight, bias, modulation, call.keep_gated, *call.conv)
                                : linear_forward(x, weight, bias, modulation, call.keep_gated);
 }
@@ -158,9 +158,10 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
          need_dmemory || reads_gates ? memory.value_or(none) : none,
          need_dinput || reads_gates ? input_memory.value_or(none) : none,
          index.is_inference() && !c10::InferenceMode::is_enabled() ? index.clone() : index,
-         !need_dmemory || call.gate == Gate::kHard ? none
-         : call.keep_gated                         ? kept
-                                                   : y});
+         call.relu                                   ? y
+         : !need_dmemory || call.gate == Gate::kHard ? none
+         : call.keep_gated                           ? kept
+                                                     : y});
     ctx->saved_data["call"] = c10::IValue::make_capsule(c10::make_intrusive<CallHolder>(call, x.sizes().vec()));
     return y;
   }
@@ -185,7 +186,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     const Modulation modulation{
-        optional(saved.memory), optional(saved.input_memory), saved.index, call.gate, call.gate_bias};
+        optional(saved.memory), optional(saved.input_memory), saved.index, call.gate, call.gate_bias, call.relu};
     Gradients gradients = call.conv.has_value() ? conv2d_backward(
                                                       dy, x_shape, optional(saved.x), optional(saved.weight),
                                                       modulation, optional(saved.y), call.needs, *call.conv)
@@ -203,7 +204,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
   static variable_list recorded(
       const Call& call, const std::vector<int64_t>& x_shape, const at::Tensor& dy, const Saved& saved) {
     std::vector<c10::IValue> arguments{
-        dy,
+        call.relu ? at::threshold_backward(dy, saved.y, 0) : dy,
         x_shape,
         as_value(saved.x),
         as_value(saved.weight),
@@ -317,7 +318,7 @@ bool serves(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor&
 OptionalTensor layer(
     const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& memory,
     const OptionalTensor& input_memory, const at::Tensor& index, const std::string& gate, bool gate_bias,
-    bool keep_gated, int64_t inputs, std::optional<ConvOptions> conv) {
+    bool keep_gated, bool relu, int64_t inputs, std::optional<ConvOptions> conv) {
   const int64_t classes = memory.has_value() ? memory->size(0) : input_memory->size(0);
   if (!is_memory(memory, weight.size(0)) || !is_memory(input_memory, inputs) || !is_index(index, x, classes) ||
       (input_memory.has_value() && input_memory->size(0) != classes) ||
@@ -325,8 +326,10 @@ OptionalTensor layer(
       (gate == "hard" && (learns(memory) || learns(input_memory)))) {
     return std::nullopt;
   }
-  Call call{{}, gate, parse_gate(gate), gate_bias, false, conv};
+  Call call{{}, gate, parse_gate(gate), gate_bias, false, false, conv};
   call.keep_gated = learns(memory) && (keep_gated || !output_is_enough(call.gate, gate_bias, bias.has_value()));
+  call.relu = relu && memory.has_value() && !call.keep_gated;
+  const bool relu_is_left = relu && !call.relu;
   const pybind11::gil_scoped_release no_gil;
   RECORD_FUNCTION(
       conv.has_value() ? "memmod::modulated_conv2d" : "memmod::modulated_linear", std::vector<c10::IValue>({x}));
@@ -337,29 +340,31 @@ OptionalTensor layer(
         learns(input_memory)};
     for (const bool need : call.needs) {
       if (need) {
-        return LayerFunction::apply(x, weight, bias, memory, input_memory, index, call);
+        const at::Tensor y = LayerFunction::apply(x, weight, bias, memory, input_memory, index, call);
+        return relu_is_left ? at::relu(y) : y;
       }
     }
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return std::get<0>(forward_of(call, x, weight, bias, memory, input_memory, index));
+  at::Tensor y = std::get<0>(forward_of(call, x, weight, bias, memory, input_memory, index));
+  return relu_is_left ? y.relu_() : y;
 }
 
 OptionalTensor linear(
     const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& memory,
     const OptionalTensor& input_memory, const at::Tensor& index, const std::string& gate, bool gate_bias,
-    bool keep_gated) {
+    bool keep_gated, bool relu) {
   if (!ordinary_thread() || !serves(x, weight, bias, 2) || x.dim() < 2 || x.size(-1) != weight.size(1) ||
       x.numel() == 0 || weight.numel() == 0) {
     return std::nullopt;
   }
-  return layer(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, weight.size(1), std::nullopt);
+  return layer(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, relu, weight.size(1), std::nullopt);
 }
 
 OptionalTensor conv2d(
     const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& memory,
     const OptionalTensor& input_memory, const at::Tensor& index, const std::string& gate, bool gate_bias,
-    bool keep_gated, std::array<int64_t, 2> stride, std::array<int64_t, 2> padding, std::array<int64_t, 2> dilation,
+    bool keep_gated, bool relu, std::array<int64_t, 2> stride, std::array<int64_t, 2> padding, std::array<int64_t, 2> dilation,
     int64_t groups) {
   if (!ordinary_thread() || !serves(x, weight, bias, 4) || x.dim() != 4 || groups < 1 ||
       x.size(1) != weight.size(1) * groups || weight.size(0) % groups != 0 || x.numel() == 0 || weight.numel() == 0) {
@@ -373,7 +378,7 @@ OptionalTensor conv2d(
     }
   }
   return layer(
-      x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, x.size(1),
+      x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, relu, x.size(1),
       ConvOptions{stride, padding, dilation, groups});
 }
 

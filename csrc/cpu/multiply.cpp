@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 
 #include "tasks.h"
 
@@ -111,6 +112,7 @@ void multiply(
   t.bias = epilogue.bias;
   t.bias_first = epilogue.bias_first;
   t.keep_product = epilogue.keep_product;
+  t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
   t.partial_column = partial_column;
   for (int64_t channel = 0; channel < b.channels; channel += depth) {
     const int64_t channels = std::min(depth, b.channels - channel);

@@ -78,6 +78,7 @@ struct Epilogue {
   bool gated = false;           // rows.gates hold multipliers [columns]
   bool kept = false;            // rows.kept takes a second output
   bool keep_product = false;    // ... of what the gate multiplies, not of the result
+  bool relu = false;            // out takes the result where it is positive, else 0
 };
 
 // A thread's copy of the rows of A that a task multiplies, in the order in which a tile reads them: the rows of a tile

@@ -62,14 +62,23 @@ void add_products(Type type, const void* a, const void* b, int64_t stride, float
 }
 
 void add_products_and_widen(
-    Type type, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
     float* sums, int64_t rows, int64_t count) {
-  const auto reduce = kernels().reduce_widen_rows[static_cast<int>(type)];
+  const auto& table = relu ? kernels().reduce_widen_relu_rows : kernels().reduce_widen_rows;
+  const auto reduce = table[static_cast<int>(type)];
   in_runs(sums, rows, count, [&](int64_t first, int64_t run, float* to) {
     reduce(
         shifted(a, type, first * stride), shifted(b, type, first * stride), stride, s, y + first * y_stride, y_stride,
         y_step, to, run, count);
   });
+}
+
+float* unread_sums(int64_t count) {
+  thread_local std::vector<float> sums;
+  if (static_cast<int64_t>(sums.size()) < count) {
+    sums.resize(count);
+  }
+  return sums.data();
 }
 
 void gate_rows(

@@ -57,6 +57,8 @@ class Modulated(nn.Module):
         self.gate_bias = gate_bias
         self.keep = keep
         self.init = init
+        # "relu" where the layer applies the ReLU behind it too: modulate() fuses them.
+        self.activation: str | None = None
         self.state: SelectionState | None = None
         for name, width, has in (
             ("memory", units, granularity != "input"),
@@ -103,6 +105,8 @@ class Modulated(nn.Module):
             text += ", gate_bias=False"
         if self.keep != "output":
             text += f", keep={self.keep!r}"
+        if self.activation is not None:
+            text += f", activation={self.activation!r}"
         return text
 
 

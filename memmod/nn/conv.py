@@ -107,7 +107,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         memory, input_memory, index = self.modulation(index)
         if self.normalised and self.state is not None and self.state.batch_statistics:
             return self._standardised(x, memory, input_memory, index)
-        return self._convolve(x, self.weight, self.bias, memory, input_memory, index)
+        return self._convolve(x, self.weight, self.bias, memory, input_memory, index, self.activation)
 
     def _convolve(
         self,
@@ -117,6 +117,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         memory: Tensor | None,
         input_memory: Tensor | None,
         index: Tensor | None,
+        activation: str | None,
     ) -> Tensor:
         padding = self.padding
         if self.padding_mode != "zeros":
@@ -136,6 +137,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
             gate=self.gate,
             gate_bias=self.gate_bias,
             keep=self.keep,
+            activation=activation,
         )
 
     def _standardised(
@@ -143,16 +145,17 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
     ) -> Tensor:
         """The folded BatchNorm in training mode, then the gate; no running statistics are kept."""
         unfold = self.norm_unfold
-        z = self._convolve(x, self.weight * unfold[:, None, None, None], self.bias * unfold, None, input_memory, index)
+        z = self._convolve(x, self.weight * unfold[:, None, None, None], self.bias * unfold, None, input_memory, index, None)
         if z.numel() == z.shape[1]:
             # One value per channel has no variance: the layer stays as it is.
-            return self._convolve(x, self.weight, self.bias, memory, input_memory, index)
+            return self._convolve(x, self.weight, self.bias, memory, input_memory, index, self.activation)
         shift = self.norm_shift if self.gate_bias else None
         y = F.batch_norm(z, None, None, self.norm_scale, shift, training=True, eps=self.norm_eps)
         keep = self.keep if self.gate_bias else "gated"
         if memory is not None and index is not None:
             y = functional.modulate_output(y, memory, index, dim=1, gate=self.gate, keep=keep)
-        return y if self.gate_bias else y + self.norm_shift[:, None, None]
+        y = y if self.gate_bias else y + self.norm_shift[:, None, None]
+        return y if self.activation is None else F.relu(y)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self._modulation_repr()}"

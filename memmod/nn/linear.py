@@ -79,6 +79,7 @@ class ModulatedLinear(Modulated, nn.Linear):
             gate=self.gate,
             gate_bias=self.gate_bias,
             keep=self.keep,
+            activation=self.activation,
         )
 
     def extra_repr(self) -> str:

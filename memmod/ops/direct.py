@@ -14,6 +14,7 @@ from torch import Tensor
 from memmod.ops import extension
 
 _KEEPS = {"output": False, "gated": True}
+_ACTIVATIONS = {None: False, "relu": True}
 
 
 def linear(
@@ -26,14 +27,18 @@ def linear(
     gate: str,
     gate_bias: bool,
     keep: str,
+    activation: str | None,
 ) -> Tensor | None:
     """modulated_linear, or None."""
-    if torch.compiler.is_compiling() or keep not in _KEEPS or not _plain(x, weight, bias, memory, input_memory, index):
+    if torch.compiler.is_compiling() or keep not in _KEEPS or activation not in _ACTIVATIONS:
+        return None
+    if not _plain(x, weight, bias, memory, input_memory, index):
         return None
     module = extension.module()
     if module is None:
         return None
-    return module.linear(x, weight, bias, memory, input_memory, index, gate, gate_bias, _KEEPS[keep])
+    relu = _ACTIVATIONS[activation]
+    return module.linear(x, weight, bias, memory, input_memory, index, gate, gate_bias, _KEEPS[keep], relu)
 
 
 def conv2d(
@@ -50,9 +55,12 @@ def conv2d(
     gate: str,
     gate_bias: bool,
     keep: str,
+    activation: str | None,
 ) -> Tensor | None:
     """modulated_conv2d with numbers as padding, or None."""
-    if torch.compiler.is_compiling() or keep not in _KEEPS or not _plain(x, weight, bias, memory, input_memory, index):
+    if torch.compiler.is_compiling() or keep not in _KEEPS or activation not in _ACTIVATIONS:
+        return None
+    if not _plain(x, weight, bias, memory, input_memory, index):
         return None
     module = extension.module()
     if module is None or isinstance(padding, str):
@@ -67,6 +75,7 @@ def conv2d(
         gate,
         gate_bias,
         _KEEPS[keep],
+        _ACTIVATIONS[activation],
         _pair(stride),
         _pair(padding),
         _pair(dilation),

@@ -27,6 +27,7 @@ PADDED = (("padding", (1, 1)),)
 CASES = [
     linear((6, 5, 33, 31)),
     linear((6, 5, 33, 31), "sets", granularity="unit+input"),
+    linear((6, 33, 31), granularity="input"),
     linear((6, 33, 31), "whole batch"),
     linear((6, 33, 31), gate_bias=False),
     linear((6, 33, 31), gate="identity", bias=False),
@@ -45,23 +46,23 @@ CASES = [
 ]
 
 
-def call(p: Problem) -> torch.Tensor:
+def call(p: Problem, activation: str | None = None) -> torch.Tensor:
     """The problem's forward through memmod.functional."""
     options = {"gate": p.gate, "keep": "gated" if p.keep_gated else "output"}
     if p.op == "modulate_output":
         return functional.modulate_output(p.x, p.memory, p.index, dim=p.dim, **options)
-    options.update(input_memory=p.input_memory, gate_bias=p.gate_bias)
+    options.update(input_memory=p.input_memory, gate_bias=p.gate_bias, activation=activation)
     if p.op == "modulated_linear":
         return functional.modulated_linear(p.x, p.weight, p.bias, p.memory, p.index, **options)
     options.update(stride=p.stride, padding=p.padding, dilation=p.dilation, groups=p.groups)
     return functional.modulated_conv2d(p.x, p.weight, p.bias, p.memory, p.index, **options)
 
 
-def run(p: Problem, needs: tuple[str, ...] | None = None) -> dict[str, torch.Tensor]:
+def run(p: Problem, needs: tuple[str, ...] | None = None, forward=call) -> dict[str, torch.Tensor]:
     """As `run_op`, through memmod.functional."""
     names = [n for n in p.learnable if getattr(p, n) is not None and (needs is None or n in needs)]
     leaves = {n: getattr(p, n).detach().requires_grad_() for n in names}
-    y = call(p.replace(**leaves))
+    y = forward(p.replace(**leaves))
     gradients = torch.autograd.grad(y, list(leaves.values()), p.dy)
     return {"y": y.detach(), **{f"d{n}": g for n, g in zip(names, gradients, strict=True)}}
 
@@ -96,14 +97,52 @@ def test_equals_the_op(case, served, poisoned):
 
 
 @pytest.mark.parametrize("needs", [("memory",), ("x",), ("x", "memory"), ("weight",), ("bias", "memory")])
-@pytest.mark.parametrize("case", CASES[:1] + CASES[8:10], ids=str)
+@pytest.mark.parametrize("case", CASES[:1] + CASES[9:11], ids=str)
 def test_any_set_of_gradients_equals_the_op(case, needs, served):
     problem = case.draw()
     same(run(problem, needs), run_op(problem, needs))
     assert served == [True]
 
 
-@pytest.mark.parametrize("case", CASES[:1] + CASES[8:9] + CASES[-3:-2], ids=str)
+def relu_behind_the_op(p: Problem) -> torch.Tensor:
+    learns = p.memory is not None and p.memory.requires_grad
+    p = p.replace(keep_gated=p.keep_gated and learns)
+    return torch.relu(getattr(torch.ops.memmod, p.op).default(*p.args)[0])
+
+
+@pytest.mark.parametrize("needs", [None, ("memory",), ("x",), ("x", "memory"), ("weight", "bias")])
+@pytest.mark.parametrize("case", CASES[:-3], ids=str)
+def test_a_relu_inside_equals_one_behind(case, needs, served, poisoned):
+    problem = case.draw()
+    if needs is not None and problem.memory is None:
+        needs = (*needs, "input_memory")
+    got = run(problem, needs, partial(call, activation="relu"))
+    same(got, run(problem, needs, relu_behind_the_op))
+    assert served == [True]
+    assert (got["y"] == 0).any() and (got["y"] > 0).any()
+
+
+def test_a_relu_inside_keeps_one_output_and_lets_nan_pass():
+    p = linear((6, 5, 33, 31)).draw()
+    x = p.x.clone()
+    x[1, 2] = float("nan")
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = call(p.replace(x=x, memory=p.memory.clone().requires_grad_()), "relu")
+    assert y[1, 2].isnan().all() and not y[0].isnan().any()
+    assert [t.data_ptr() for t in kept if t.shape == y.shape] == [y.data_ptr()]
+
+
+@pytest.mark.parametrize("case", CASES[:1] + CASES[9:11], ids=str)
+def test_a_relu_without_gradients_or_selection(case):
+    problem = case.draw()
+    with torch.no_grad():
+        assert torch.equal(call(problem, "relu"), relu_behind_the_op(problem))
+        plain = problem.replace(index=None)
+        assert torch.equal(call(plain, "relu"), torch.relu(call(plain)))
+
+
+@pytest.mark.parametrize("case", CASES[:1] + CASES[9:10] + CASES[-3:-2], ids=str)
 def test_without_gradients(case, served):
     problem = case.draw()
     expected = run_op(problem)["y"]
@@ -126,7 +165,7 @@ def test_autocast_casts_the_layer_and_not_the_memory(served):
     assert memory.grad.dtype is torch.float32 and served == [True, True]
 
 
-@pytest.mark.parametrize("case", CASES[:1] + CASES[8:9] + CASES[-3:-2], ids=str)
+@pytest.mark.parametrize("case", CASES[:1] + CASES[9:10] + CASES[-3:-2], ids=str)
 def test_a_second_backward_gives_the_same_and_differentiating_it_is_refused(case):
     p = case.draw()
     memory, x = p.memory.clone().requires_grad_(), p.x.clone().requires_grad_()
@@ -139,7 +178,7 @@ def test_a_second_backward_gives_the_same_and_differentiating_it_is_refused(case
         dx.sum().backward()
 
 
-@pytest.mark.parametrize("case", CASES[:1] + CASES[8:9] + CASES[-3:-2], ids=str)
+@pytest.mark.parametrize("case", CASES[:1] + CASES[9:10] + CASES[-3:-2], ids=str)
 def test_an_output_changed_in_place_is_reported_with_the_way_out(case):
     p = case.draw()
     y = call(p.replace(memory=p.memory.clone().requires_grad_()))
@@ -170,7 +209,7 @@ def test_saved_tensors_pass_the_hooks():
 
 
 def test_threads_at_once():
-    problems = [case.draw(seed) for seed in range(4) for case in (CASES[0], CASES[9], CASES[14])]
+    problems = [case.draw(seed) for seed in range(4) for case in (CASES[0], CASES[10], CASES[15])]
     expected = [run(problem) for problem in problems]
     wrong: list[int] = []
 
