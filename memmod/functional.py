@@ -178,9 +178,7 @@ def _check_options(gate: str, keep: str, activation: str | None = None) -> None:
     if keep not in KEEPS:
         raise SelectionError(f"keep is {keep!r}; it must be one of {', '.join(map(repr, KEEPS))}")
     if activation not in ACTIVATIONS:
-        raise SelectionError(
-            f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}"
-        )
+        raise SelectionError(f"activation is {activation!r}; it must be one of {', '.join(map(repr, ACTIVATIONS))}")
 
 
 def _check(

@@ -246,13 +246,14 @@ Gradients conv2d_backward(
     if (need_dmemory) {
       sums.emplace(selected.slots, dy.size(1), Bands(shape).samples(x_shape[0] / samples));
     }
-    const ConvBackward layer{rows.const_data_ptr<float>(),
-                             dx.mutable_data_ptr<float>(),
-                             factors.defined() ? factors.const_data_ptr<float>() : nullptr,
+    const ConvBackward layer{
+        rows.const_data_ptr<float>(),
+        dx.mutable_data_ptr<float>(),
+        factors.defined() ? factors.const_data_ptr<float>() : nullptr,
         modulation.relu,
-                             selected.output_gates(),
-                             need_dmemory ? &*sums : nullptr,
-                             x_shape[0] / samples};
+        selected.output_gates(),
+        need_dmemory ? &*sums : nullptr,
+        x_shape[0] / samples};
     run(layer, shape, packed(*weight, Direction::kBackward));
   } else {
     const Tail tail(channels_of(rows, 1), samples);

@@ -277,8 +277,8 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
           float* out = buffer.data() + image * held * row_size + at;
           if (sums != nullptr) {
             add_products_and_widen(
-                Type::kFloat, layer.relu, dy, layer.saved + start + at, shape.units, s, out, shape.units, kernel.lanes, sums,
-                pixels, shape.units);
+                Type::kFloat, layer.relu, dy, layer.saved + start + at, shape.units, s, out, shape.units, kernel.lanes,
+                sums, pixels, shape.units);
           } else {
             kernel.widen_rows[kType](dy, shape.units, s, out, shape.units, kernel.lanes, pixels, shape.units);
           }

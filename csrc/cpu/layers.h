@@ -17,8 +17,8 @@ struct Modulation {
   at::Tensor index;
   Gate gate = Gate::kSigmoid;
   bool gate_bias = true;
-  // The layer ends with a ReLU: y is behind it, and a backward always gets y as `saved`. Only where y gives the memory's
-  // gradient, and there is a memory.
+  // The layer ends with a ReLU: y is behind it, and a backward always gets y as `saved`. Only where y gives the
+  // memory's gradient, and there is a memory.
   bool relu = false;
 };
 

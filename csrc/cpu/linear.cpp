@@ -56,7 +56,7 @@ void run(const LinearForward& layer, const Packed& weight) {
   const RowTasks samples{total, layer.per_sample, parts.row_parts};
   const bool copies = layer.in != nullptr || layer.x.type != Type::kFloat;
   const Epilogue epilogue{
-      layer.y.type,      layer.bias, layer.gate_bias, layer.out != nullptr, static_cast<bool>(layer.kept),
+      layer.y.type,       layer.bias, layer.gate_bias, layer.out != nullptr, static_cast<bool>(layer.kept),
       layer.keep_product, layer.relu};
   for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
     const Share share = share_of(parts, total, weight.panels(), task);
@@ -294,7 +294,8 @@ Gradients linear_backward(
   const bool tiles = kernels().rows != 0;
   // The gated gradient as a whole, where more than one product reads it or the library does.
   const bool separate = needs_dz || !product || !tiles;
-  const at::Tensor rows = as_rows(modulation.relu && (separate || need_dbias) ? at::threshold_backward(dy, *saved, 0) : dy);
+  const at::Tensor rows =
+      as_rows(modulation.relu && (separate || need_dbias) ? at::threshold_backward(dy, *saved, 0) : dy);
   const Selected selected(modulation, product || needs_dz || need_dmemory, true);
   const RowTasks tasks = row_tasks(rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units);
   const auto ranges = tasks.samples();

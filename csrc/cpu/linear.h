@@ -23,10 +23,10 @@ void run(const LinearForward& layer, const Packed& weight);
 // dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
 struct LinearBackward {
   Matrix dy, dx;
-  Matrix saved;    // read if output_sums or relu
+  Matrix saved;       // read if output_sums or relu
   bool relu = false;  // dy counts where `saved` is positive; with `out` only
-  Matrix x;        // read if input_sums
-  Matrix ungated;  // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
+  Matrix x;           // read if input_sums
+  Matrix ungated;     // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
   const Gates* out = nullptr;
   const Gates* in = nullptr;
   ClassSums* output_sums = nullptr;

@@ -358,14 +358,15 @@ OptionalTensor linear(
       x.numel() == 0 || weight.numel() == 0) {
     return std::nullopt;
   }
-  return layer(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, relu, weight.size(1), std::nullopt);
+  return layer(
+      x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, relu, weight.size(1), std::nullopt);
 }
 
 OptionalTensor conv2d(
     const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, const OptionalTensor& memory,
     const OptionalTensor& input_memory, const at::Tensor& index, const std::string& gate, bool gate_bias,
-    bool keep_gated, bool relu, std::array<int64_t, 2> stride, std::array<int64_t, 2> padding, std::array<int64_t, 2> dilation,
-    int64_t groups) {
+    bool keep_gated, bool relu, std::array<int64_t, 2> stride, std::array<int64_t, 2> padding,
+    std::array<int64_t, 2> dilation, int64_t groups) {
   if (!ordinary_thread() || !serves(x, weight, bias, 4) || x.dim() != 4 || groups < 1 ||
       x.size(1) != weight.size(1) * groups || weight.size(0) % groups != 0 || x.numel() == 0 || weight.numel() == 0) {
     return std::nullopt;

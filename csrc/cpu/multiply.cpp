@@ -10,7 +10,8 @@ namespace memmod::cpu {
 namespace {
 
 // Channels times taps that a pass over a task's rows sums up, at most: a panel of B then takes 48 KiB, and a task's
-// rows stay in a second-level cache of 512 KiB.
+// rows stay in a second-level cache of 512 KiB. It is also the longest chain of fp32 sums. ViT linear layers, forward
+// and backward, one thread of a Zen 3: 1.05 of plain with 768, 1.09 with 384, 1.12 with 256.
 constexpr int64_t kDepth = 768;
 // Rows of a task.
 constexpr int64_t kTaskRows = 48;

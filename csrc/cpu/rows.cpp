@@ -62,8 +62,8 @@ void add_products(Type type, const void* a, const void* b, int64_t stride, float
 }
 
 void add_products_and_widen(
-    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
-    float* sums, int64_t rows, int64_t count) {
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride,
+    int64_t y_step, float* sums, int64_t rows, int64_t count) {
   const auto& table = relu ? kernels().reduce_widen_relu_rows : kernels().reduce_widen_rows;
   const auto reduce = table[static_cast<int>(type)];
   in_runs(sums, rows, count, [&](int64_t first, int64_t run, float* to) {

@@ -74,8 +74,8 @@ void add_products(Type type, const void* a, const void* b, int64_t stride, float
 // The same, and y[r, i] = a[r, i] * s[i] in fp32, groups of a vector's elements y_step apart. relu: every a[r, i] with
 // b[r, i] <= 0 is taken as 0.
 void add_products_and_widen(
-    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
-    float* sums, int64_t rows, int64_t count);
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride,
+    int64_t y_step, float* sums, int64_t rows, int64_t count);
 
 // A place for sums that nobody reads, `count` of them.
 float* unread_sums(int64_t count);

@@ -145,7 +145,8 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
     ) -> Tensor:
         """The folded BatchNorm in training mode, then the gate; no running statistics are kept."""
         unfold = self.norm_unfold
-        z = self._convolve(x, self.weight * unfold[:, None, None, None], self.bias * unfold, None, input_memory, index, None)
+        weight, bias = self.weight * unfold[:, None, None, None], self.bias * unfold
+        z = self._convolve(x, weight, bias, None, input_memory, index, None)
         if z.numel() == z.shape[1]:
             # One value per channel has no variance: the layer stays as it is.
             return self._convolve(x, self.weight, self.bias, memory, input_memory, index, self.activation)
