@@ -39,6 +39,17 @@ Share share_of(const Partition& parts, int64_t rows, int64_t panels, int64_t tas
 
 constexpr int64_t kOneTap = 0;
 
+// Rows of the task that the thread probably takes next. 64 → 256 features of 25,088 rows, forward and backward: 0.90 of
+// the time without it (4 runs: 0.85 to 0.93); layers with more arithmetic per element: the same.
+void fetch_ahead(Rows& rows, const Partition& parts, int64_t task, const Matrix& matrix) {
+  const int64_t next = task / parts.column_parts + at::get_num_threads();
+  if (matrix && parts.column_parts == 1 && next < parts.row_parts) {
+    rows.fetch_ahead(
+        matrix.at(part_start(matrix.rows, parts.row_parts, next)),
+        matrix.at(part_start(matrix.rows, parts.row_parts, next + 1)));
+  }
+}
+
 Partition partition_of(int64_t rows, const Packed& weight) {
   return partition(rows, weight.panels(), 2 * weight.channels * weight.columns);
 }
@@ -62,6 +73,7 @@ void run(const LinearForward& layer, const Packed& weight) {
     const Share share = share_of(parts, total, weight.panels(), task);
     Rows& rows = thread_rows();
     rows.reset(share.last_row - share.first_row, 1);
+    fetch_ahead(rows, parts, task, layer.x);
     rows.place([&](int64_t row, const float** places) {
       places[0] = static_cast<const float*>(layer.x.at(share.first_row + row));
       rows.out[row] = layer.y.at(share.first_row + row);
@@ -113,6 +125,8 @@ void run(const LinearBackward& layer, const Packed& weight) {
     const bool sums = layer.output_sums != nullptr && share.first_panel == 0;
     Rows& rows = thread_rows();
     rows.reset(share.last_row - share.first_row, 1);
+    fetch_ahead(rows, parts, task, layer.dy);
+    fetch_ahead(rows, parts, task, layer.saved);
     rows.place([&](int64_t row, const float** places) {
       places[0] = static_cast<const float*>(layer.dy.at(share.first_row + row));
       rows.out[row] = layer.dx.at(share.first_row + row);

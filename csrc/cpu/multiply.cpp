@@ -26,6 +26,7 @@ int64_t ceil_div(int64_t a, int64_t b) {
 }  // namespace
 
 void Rows::reset(int64_t count, int64_t taps, int64_t run) {
+  ahead_.clear();
   count_ = count;
   taps_ = taps;
   run_ = run;
@@ -76,6 +77,39 @@ int64_t channels_per_pass(int64_t channels) {
   return ceil_div(channels, std::max<int64_t>(1, ceil_div(channels, kDepth)));
 }
 
+namespace {
+
+constexpr int64_t kLine = 64;
+
+// Fetches a few lines of what comes next with every tile, so that the memory answers while the tile is computed.
+class FetchAhead {
+ public:
+  FetchAhead(std::vector<std::pair<const char*, const char*>>& regions, int64_t calls) : regions_(regions) {
+    int64_t bytes = 0;
+    for (const auto& [first, last] : regions) {
+      bytes += last - first;
+    }
+    lines_ = ceil_div(ceil_div(bytes, kLine), std::max<int64_t>(1, calls));
+  }
+  void step() {
+    for (int64_t left = lines_; left > 0 && !regions_.empty();) {
+      auto& [at, last] = regions_.back();
+      for (; left > 0 && at < last; at += kLine, --left) {
+        __builtin_prefetch(at, 0, 2);
+      }
+      if (at >= last) {
+        regions_.pop_back();
+      }
+    }
+  }
+
+ private:
+  std::vector<std::pair<const char*, const char*>>& regions_;
+  int64_t lines_;
+};
+
+}  // namespace
+
 void multiply(
     Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
     const Prepare* prepare) {
@@ -115,6 +149,7 @@ void multiply(
   t.keep_product = epilogue.keep_product;
   t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
   t.partial_column = partial_column;
+  FetchAhead ahead(rows.ahead(), passes * (last_panel - first_panel) * rows.tiles());
   for (int64_t channel = 0; channel < b.channels; channel += depth) {
     const int64_t channels = std::min(depth, b.channels - channel);
     t.a_channel = prepare == nullptr ? channel : 0;
@@ -142,6 +177,7 @@ void multiply(
           t.kept = epilogue.kept ? rows.kept.data() + row : nullptr;
           t.gates = epilogue.gated ? rows.gates.data() + row : nullptr;
           tiles[count - 1](t);
+          ahead.step();
         }
       }
     }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -60,12 +61,21 @@ class Rows {
     }
   }
 
+  // Memory that the thread's next task will read: fetched into the cache while this one multiplies.
+  void fetch_ahead(const void* first, const void* last) {
+    ahead_.emplace_back(static_cast<const char*>(first), static_cast<const char*>(last));
+  }
+  std::vector<std::pair<const char*, const char*>>& ahead() {
+    return ahead_;
+  }
+
   // One entry per row. `kept` and `gates` are used if the call of multiply says so.
   std::vector<void*> out, kept;
   std::vector<const float*> gates;
 
  private:
   int64_t count_ = 0, taps_ = 0, tiles_ = 0, run_ = 1;
+  std::vector<std::pair<const char*, const char*>> ahead_;
   std::vector<char> joined_;
   std::vector<int64_t> starts_;
   std::vector<const float*> a_;
