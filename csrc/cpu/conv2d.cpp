@@ -231,7 +231,7 @@ Gradients conv2d_backward(
     LinearBackward layer;
     layer.dy = Matrix(rows, dy.size(1));
     layer.dx = Matrix(dx, x_shape[1]);
-    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1));
+    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), in_pairs(weight->scalar_type()));
     layer.out = selected.output_gates();
     layer.relu = modulation.relu;
     layer.saved = factors.defined() ? Matrix(factors, dy.size(1)) : Matrix();

@@ -151,8 +151,8 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
   epilogue.keep_product = layer.keep_product;
   epilogue.relu = layer.relu;
   for_each_task(parts.tasks(), worth_threads(shape), [&](int64_t task) {
-    const int64_t first = part_start(pixels, parts.row_parts, task / parts.column_parts);
-    const int64_t last = part_start(pixels, parts.row_parts, task / parts.column_parts + 1);
+    const int64_t first = parts.row_start(pixels, task / parts.column_parts);
+    const int64_t last = parts.row_start(pixels, task / parts.column_parts + 1);
     const int64_t column_part = task % parts.column_parts;
     Rows& rows = thread_rows();
     rows.reset(last - first, taps.count(), taps.run);

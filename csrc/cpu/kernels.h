@@ -13,7 +13,7 @@ enum class Type : int { kFloat, kBFloat16, kHalf };
 constexpr int kTypes = 3;
 
 // The most rows that a tile of any instruction set has; row pointers are laid out in steps of it.
-constexpr int64_t kMaxRows = 8;
+constexpr int64_t kMaxRows = 12;
 // The most columns that a tile has.
 constexpr int64_t kMaxColumns = 32;
 
@@ -60,11 +60,14 @@ struct Kernels {
   void (*reduce_rows[kTypes])(
       const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride, float* sums,
       int64_t rows, int64_t count);
-  // The same with y in fp32 and its groups `y_step` apart.
+  // The same with every a[r, i] that has b[r, i] <= 0 taken as 0: behind a ReLU with the outputs b.
+  void (*reduce_relu_rows[kTypes])(
+      const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride, float* sums,
+      int64_t rows, int64_t count);
+  // reduce_rows with y in fp32 and its groups `y_step` apart.
   void (*reduce_widen_rows[kTypes])(
       const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
       float* sums, int64_t rows, int64_t count);
-  // The same with every a[r, i] that has b[r, i] <= 0 taken as 0: behind a ReLU with the outputs b.
   void (*reduce_widen_relu_rows[kTypes])(
       const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride, int64_t y_step,
       float* sums, int64_t rows, int64_t count);

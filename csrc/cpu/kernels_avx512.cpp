@@ -19,7 +19,7 @@
 #define MEMMOD_UNROLL MEMMOD_PRAGMA(clang loop unroll(full))
 #define MEMMOD_UNROLL_LANES MEMMOD_PRAGMA(clang loop unroll(full))
 #else
-#define MEMMOD_UNROLL MEMMOD_PRAGMA(GCC unroll 8)
+#define MEMMOD_UNROLL MEMMOD_PRAGMA(GCC unroll 12)
 #define MEMMOD_UNROLL_LANES MEMMOD_PRAGMA(GCC unroll 16)
 #endif
 
@@ -92,16 +92,17 @@ struct Vector {
 
 #include "kernels.inc"
 
-#define MEMMOD_TILES(type)                                     \
-  {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>, \
-   tile<type, 5>, tile<type, 6>, tile<type, 7>, tile<type, 8>}
+#define MEMMOD_TILES(type)                                                                                     \
+  {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>,  tile<type, 5>,  tile<type, 6>,                 \
+   tile<type, 7>, tile<type, 8>, tile<type, 9>, tile<type, 10>, tile<type, 11>, tile<type, 12>}
 
 }  // namespace
 
-// 8 × 32: 16 sums and 2 vectors of B; the pointers of 8 rows still fit in the general registers.
+// 12 × 32: 24 sums and 2 vectors of B; the pointers of 12 rows still fit in the general registers. GF/s of one core,
+// 768 → 768 and 768 → 3,072 features: 8 rows 199 and 180, 12 rows 214 and 203, 14 rows 217 and 203.
 const Kernels kAvx512 = {
     "avx512",
-    8,
+    12,
     kColumns,
     Vector::kLanes,
     {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},

@@ -15,6 +15,7 @@
 
 #include "layers.h"
 #include "multiply.h"
+#include "pairs.h"
 #include "selected.h"
 
 namespace memmod::cpu {
@@ -33,7 +34,7 @@ struct Share {
 Share share_of(const Partition& parts, int64_t rows, int64_t panels, int64_t task) {
   const int64_t row = task / parts.column_parts, column = task % parts.column_parts;
   return {
-      part_start(rows, parts.row_parts, row), part_start(rows, parts.row_parts, row + 1),
+      parts.row_start(rows, row), parts.row_start(rows, row + 1),
       part_start(panels, parts.column_parts, column), part_start(panels, parts.column_parts, column + 1)};
 }
 
@@ -45,13 +46,12 @@ void fetch_ahead(Rows& rows, const Partition& parts, int64_t task, const Matrix&
   const int64_t next = task / parts.column_parts + at::get_num_threads();
   if (matrix && parts.column_parts == 1 && next < parts.row_parts) {
     rows.fetch_ahead(
-        matrix.at(part_start(matrix.rows, parts.row_parts, next)),
-        matrix.at(part_start(matrix.rows, parts.row_parts, next + 1)));
+        matrix.at(parts.row_start(matrix.rows, next)), matrix.at(parts.row_start(matrix.rows, next + 1)));
   }
 }
 
 Partition partition_of(int64_t rows, const Packed& weight) {
-  return partition(rows, weight.panels(), 2 * weight.channels * weight.columns);
+  return partition(rows, weight.panels(), 2 * weight.channels * weight.columns, grain_of(weight.pairs));
 }
 
 bool worth_threads(int64_t rows, const Packed& weight) {
@@ -64,7 +64,7 @@ void run(const LinearForward& layer, const Packed& weight) {
   const Kernels& kernel = kernels();
   const int64_t total = layer.x.rows, inputs = layer.x.columns;
   const Partition parts = partition_of(total, weight);
-  const RowTasks samples{total, layer.per_sample, parts.row_parts};
+  const RowTasks samples{total, layer.per_sample, parts.row_parts, parts.row_unit};
   const bool copies = layer.in != nullptr || layer.x.type != Type::kFloat;
   const Epilogue epilogue{
       layer.y.type,       layer.bias, layer.gate_bias, layer.out != nullptr, static_cast<bool>(layer.kept),
@@ -83,6 +83,21 @@ void run(const LinearForward& layer, const Packed& weight) {
       samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
         std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.out->row_or_ones(sample));
       });
+    }
+    if (weight.pairs) {
+      if (layer.in == nullptr && inputs % 2 == 0) {
+        const PairRows a{static_cast<const at::BFloat16*>(layer.x.at(share.first_row)), inputs};
+        multiply_pairs(rows, weight, a, share.first_panel, share.last_panel, epilogue);
+        return;
+      }
+      const PairCopy copy(rows.count(), inputs);
+      samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+        kernel.scale_rows[static_cast<int>(Type::kBFloat16)](
+            layer.x.at(row), inputs, layer.in != nullptr ? layer.in->row(sample) : nullptr,
+            copy.row(row - share.first_row), copy.stride(), count, inputs);
+      });
+      multiply_pairs(rows, weight, copy.rows(), share.first_panel, share.last_panel, epilogue);
+      return;
     }
     if (!copies) {
       multiply(rows, weight, &kOneTap, share.first_panel, share.last_panel, epilogue);
@@ -105,9 +120,45 @@ void run(const LinearForward& layer, const Packed& weight) {
   });
 }
 
-RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs) {
-  return {rows, per_sample, partition(rows, 1, 2 * inputs * outputs).row_parts};
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, bool pairs) {
+  const Grain grain = grain_of(pairs);
+  return {rows, per_sample, partition(rows, 1, 2 * inputs * outputs, grain).row_parts, grain.unit};
 }
+
+namespace {
+
+// The rows of dx of one task, by a weight in pairs.
+void by_pairs(
+    const LinearBackward& layer, const Packed& weight, const Share& share, int64_t row_task, Rows& rows,
+    const Epilogue& epilogue) {
+  const int64_t units = layer.dy.columns;
+  if (layer.out == nullptr && units % 2 == 0) {
+    const PairRows a{static_cast<const at::BFloat16*>(layer.dy.at(share.first_row)), units};
+    multiply_pairs(rows, weight, a, share.first_panel, share.last_panel, epilogue);
+    return;
+  }
+  const bool sums = layer.output_sums != nullptr && share.first_panel == 0;
+  const PairCopy copy(rows.count(), units);
+  layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+    float* sum = sums ? layer.output_sums->row(row_task, sample) : nullptr;
+    if (sum == nullptr && layer.relu) {
+      sum = unread_sums(units);
+    }
+    const float* s = layer.out == nullptr ? nullptr : sum != nullptr ? layer.out->row_or_ones(sample) : layer.out->row(sample);
+    at::BFloat16* to = copy.row(row - share.first_row);
+    if (sum != nullptr) {
+      add_products_and_scale(
+          layer.dy.type, layer.relu, layer.dy.at(row), layer.saved.at(row), units, s, to, copy.stride(), sum, count,
+          units);
+    } else {
+      kernels().scale_rows[static_cast<int>(layer.dy.type)](
+          layer.dy.at(row), units, s, to, copy.stride(), count, units);
+    }
+  });
+  multiply_pairs(rows, weight, copy.rows(), share.first_panel, share.last_panel, epilogue);
+}
+
+}  // namespace
 
 void run(const LinearBackward& layer, const Packed& weight) {
   const Kernels& kernel = kernels();
@@ -137,7 +188,9 @@ void run(const LinearBackward& layer, const Packed& weight) {
         std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.in->row_or_ones(sample));
       });
     }
-    if (copies) {
+    if (weight.pairs) {
+      by_pairs(layer, weight, share, row_task, rows, epilogue);
+    } else if (copies) {
       const RowCopy copy(rows, units);
       const auto gate = [&](int64_t channel, int64_t channels) {
         layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t first, int64_t count) {
@@ -311,7 +364,9 @@ Gradients linear_backward(
   const at::Tensor rows =
       as_rows(modulation.relu && (separate || need_dbias) ? at::threshold_backward(dy, *saved, 0) : dy);
   const Selected selected(modulation, product || needs_dz || need_dmemory, true);
-  const RowTasks tasks = row_tasks(rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units);
+  const RowTasks tasks = row_tasks(
+      rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units,
+      tiles && in_pairs(dy.scalar_type()));
   const auto ranges = tasks.samples();
   std::optional<ClassSums> output_sums, input_sums;
   const at::Tensor saved_rows = need_dmemory || modulation.relu ? as_rows(*saved) : at::Tensor();

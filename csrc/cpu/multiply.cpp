@@ -13,11 +13,12 @@ namespace {
 // rows stay in a second-level cache of 512 KiB. It is also the longest chain of fp32 sums. ViT linear layers, forward
 // and backward, one thread of a Zen 3: 1.05 of plain with 768, 1.09 with 384, 1.12 with 256.
 constexpr int64_t kDepth = 768;
-// Rows of a task.
-constexpr int64_t kTaskRows = 48;
-// Row tasks are made smaller until there are this many, so that threads find equal shares.
+// Row tasks are made smaller until there are this many, or a multiple of it, so that threads find equal shares.
 constexpr int64_t kSharedTasks = 8;
+// Tiles of a task: with 12 × 32 tiles and 768 channels, 96 rows take 288 KiB.
+constexpr int64_t kTaskTiles = 8;
 constexpr int64_t kFewestRows = 12;
+constexpr int64_t kRowsWithoutTiles = 6;
 
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
@@ -110,6 +111,15 @@ class FetchAhead {
 
 }  // namespace
 
+Tile tile_of(const Epilogue& epilogue) {
+  Tile t{};
+  t.bias = epilogue.bias;
+  t.bias_first = epilogue.bias_first;
+  t.keep_product = epilogue.keep_product;
+  t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
+  return t;
+}
+
 void multiply(
     Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
     const Prepare* prepare) {
@@ -143,11 +153,7 @@ void multiply(
     offsets[tap] = taps[tap] * b.channels * b.width;
   }
   int64_t pass = 0;
-  Tile t{};
-  t.bias = epilogue.bias;
-  t.bias_first = epilogue.bias_first;
-  t.keep_product = epilogue.keep_product;
-  t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
+  Tile t = tile_of(epilogue);
   t.partial_column = partial_column;
   FetchAhead ahead(rows.ahead(), passes * (last_panel - first_panel) * rows.tiles());
   for (int64_t channel = 0; channel < b.channels; channel += depth) {
@@ -184,10 +190,17 @@ void multiply(
   }
 }
 
-Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row) {
-  Partition parts{std::max<int64_t>(1, ceil_div(rows, kTaskRows)), 1};
+Grain tile_grain() {
+  const int64_t rows = kernels().rows == 0 ? kRowsWithoutTiles : kernels().rows;
+  return {kTaskTiles * rows, kFewestRows, rows};
+}
+
+Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row, const Grain& grain) {
+  Partition parts{ceil_div(rows, grain.usual), 1, grain.unit};
   if (parts.row_parts < kSharedTasks) {
-    parts.row_parts = std::clamp<int64_t>(rows / kFewestRows, 1, kSharedTasks);
+    parts.row_parts = std::clamp<int64_t>(rows / grain.fewest, 1, kSharedTasks);
+  } else {
+    parts.row_parts = (parts.row_parts + kSharedTasks / 2) / kSharedTasks * kSharedTasks;
   }
   // Few rows: columns are shared too, as long as a task has enough to do.
   const int64_t worth = std::max<int64_t>(1, rows * operations_per_row / kSerialOperations);

@@ -10,6 +10,7 @@
 
 #include "kernels.h"
 #include "packed.h"
+#include "tasks.h"
 
 namespace memmod::cpu {
 
@@ -122,6 +123,9 @@ class RowCopy {
   float* buffer_;
 };
 
+// A tile with what the epilogue asks of every one; it stands for no rows or columns yet.
+Tile tile_of(const Epilogue& epilogue);
+
 // Fills a copy of A's rows with some channels before they are read.
 using Prepare = c10::function_ref<void(int64_t channel, int64_t channels)>;
 
@@ -136,14 +140,26 @@ void multiply(
 
 // How tasks share the rows and columns of a product: by its shape only.
 struct Partition {
-  int64_t row_parts, column_parts;
+  int64_t row_parts, column_parts, row_unit;
 
   int64_t tasks() const {
     return row_parts * column_parts;
   }
+  // The first of `rows` rows that row part `part` has.
+  int64_t row_start(int64_t rows, int64_t part) const {
+    return part_start(rows, row_parts, part, row_unit);
+  }
 };
 
-Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row);
+// Rows of a task: about how many, at least how many where there are few, and the unit that borders are multiples of.
+struct Grain {
+  int64_t usual, fewest, unit;
+};
+
+// Whole tiles.
+Grain tile_grain();
+
+Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row, const Grain& grain = tile_grain());
 
 // Operations below which a thread costs more than it saves.
 constexpr int64_t kSerialOperations = 1 << 18;

@@ -129,12 +129,47 @@ void pack_panel(const at::Tensor& weight, Direction direction, const Packed& pac
   }
 }
 
-Packed pack(const at::Tensor& weight, Direction direction) {
+// Columns of a panel in pairs. GF/s of one thread with AMX, 256 rows at once, with 32, 64 and 128 columns: 768 → 3,072
+// features 1,550, 1,540, 1,640; 3,072 → 768 features, 128 rows: 1,380, 710 to 1,000, 1,100.
+int64_t pair_width(int64_t channels) {
+  constexpr int64_t kManyChannels = 1024;
+  return channels > kManyChannels ? 32 : 128;
+}
+
+void pack_pairs(const at::Tensor& weight, Direction direction, Packed& packed) {
+  const bool forward = direction == Direction::kForward;
+  const at::BFloat16* data = weight.const_data_ptr<at::BFloat16>();
+  const int64_t column_stride = weight.stride(forward ? 0 : 1), channel_stride = weight.stride(forward ? 1 : 0);
+  const int64_t pairs = (packed.channels + 1) / 2;
+  packed.width = pair_width(packed.channels);
+  packed.storage = at::empty({packed.panels() * pairs * packed.width * 2}, at::kBFloat16);
+  at::BFloat16* out = packed.storage.mutable_data_ptr<at::BFloat16>();
+  for_each_task(packed.panels(), packed.storage.numel() > kSerialElements, [&](int64_t panel) {
+    const int64_t first = panel * packed.width, count = std::min(packed.width, packed.columns - first);
+    at::BFloat16* to = out + panel * pairs * packed.width * 2;
+    for (int64_t pair = 0; pair < pairs; ++pair, to += packed.width * 2) {
+      const at::BFloat16* from = data + first * column_stride + 2 * pair * channel_stride;
+      const bool whole = 2 * pair + 1 < packed.channels;
+      for (int64_t i = 0; i < count; ++i) {
+        to[2 * i] = from[i * column_stride];
+        to[2 * i + 1] = whole ? from[i * column_stride + channel_stride] : at::BFloat16(0.0f);
+      }
+      std::fill_n(to + 2 * count, 2 * (packed.width - count), at::BFloat16(0.0f));
+    }
+  });
+}
+
+Packed pack(const at::Tensor& weight, Direction direction, bool pairs) {
   const bool forward = direction == Direction::kForward;
   Packed packed;
   packed.taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   packed.channels = weight.size(forward ? 1 : 0);
   packed.columns = weight.size(forward ? 0 : 1);
+  packed.pairs = pairs;
+  if (pairs) {
+    pack_pairs(weight, direction, packed);
+    return packed;
+  }
   packed.width = kernels().columns;
   packed.storage = at::empty({packed.panels() * packed.taps * packed.channels * packed.width}, at::kFloat);
   float* out = packed.storage.mutable_data_ptr<float>();
@@ -155,9 +190,11 @@ Packed pack(const at::Tensor& weight, Direction direction) {
 }  // namespace
 
 Packed packed(const at::Tensor& weight, Direction direction) {
+  const bool one_tap = weight.dim() == 2 || (weight.size(2) == 1 && weight.size(3) == 1);
+  const bool pairs = one_tap && in_pairs(weight.scalar_type());
   // An inference tensor has no version, and what autograd records is a new tensor in every step.
   if (weight.is_inference() || !weight.is_leaf()) {
-    return pack(weight, direction);
+    return pack(weight, direction, pairs);
   }
   const void* key = weight.unsafeGetTensorImpl();
   const Stamp stamp = stamp_of(weight);
@@ -167,11 +204,14 @@ Packed packed(const at::Tensor& weight, Direction direction) {
     const std::lock_guard lock(cache().mutex);
     const auto found = cache().entries.find(key);
     known = found != cache().entries.end();
-    if (known && found->second.stamp == stamp && found->second.packed[which].storage.defined()) {
-      return found->second.packed[which];
+    if (known && found->second.stamp == stamp) {
+      const Packed& held = found->second.packed[which];
+      if (held.storage.defined() && held.pairs == pairs) {
+        return held;
+      }
     }
   }
-  const Packed fresh = pack(weight, direction);
+  const Packed fresh = pack(weight, direction, pairs);
   if (!known && !forget_with(weight, key)) {
     return fresh;
   }

@@ -53,11 +53,18 @@ std::vector<std::pair<int64_t, int64_t>> RowTasks::samples() const {
 }
 
 void add_products(Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count) {
-  const auto reduce = kernels().reduce_rows[static_cast<int>(type)];
+  add_products_and_scale(type, false, a, b, stride, nullptr, nullptr, 0, sums, rows, count);
+}
+
+void add_products_and_scale(
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride,
+    float* sums, int64_t rows, int64_t count) {
+  const auto& table = relu ? kernels().reduce_relu_rows : kernels().reduce_rows;
+  const auto reduce = table[static_cast<int>(type)];
   in_runs(sums, rows, count, [&](int64_t first, int64_t run, float* to) {
     reduce(
-        shifted(a, type, first * stride), shifted(b, type, first * stride), stride, nullptr, nullptr, 0, to, run,
-        count);
+        shifted(a, type, first * stride), shifted(b, type, first * stride), stride, s,
+        y == nullptr ? nullptr : shifted(y, type, first * y_stride), y_stride, to, run, count);
   });
 }
 
@@ -96,15 +103,8 @@ void gate_rows(
         }
         return;
       }
-      if (!y) {
-        add_products(x.type, x.at(row), other.at(row), width, sum, count, width);
-        return;
-      }
-      in_runs(sum, count, width, [&](int64_t first, int64_t run, float* to) {
-        kernel.reduce_rows[type](
-            x.at(row + first), other.at(row + first), width, s, shifted(y.at(row), x.type, first * width), width, to,
-            run, width);
-      });
+      add_products_and_scale(
+          x.type, false, x.at(row), other.at(row), width, s, y ? y.at(row) : nullptr, width, sum, count, width);
     });
   });
 }

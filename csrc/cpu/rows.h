@@ -46,12 +46,12 @@ struct Matrix {
   }
 };
 
-// `count` rows in `parts` parts; row r belongs to sample r / per_sample.
+// `rows` rows in `parts` parts with borders at multiples of `unit`; row r belongs to sample r / per_sample.
 struct RowTasks {
-  int64_t rows, per_sample, parts;
+  int64_t rows, per_sample, parts, unit = 1;
 
   int64_t start(int64_t task) const {
-    return part_start(rows, parts, task);
+    return part_start(rows, parts, task, unit);
   }
   // The samples of each task, for ClassSums.
   std::vector<std::pair<int64_t, int64_t>> samples() const;
@@ -76,6 +76,11 @@ void add_products(Type type, const void* a, const void* b, int64_t stride, float
 void add_products_and_widen(
     Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride,
     int64_t y_step, float* sums, int64_t rows, int64_t count);
+
+// The same with y in the type of a, or null, and without steps.
+void add_products_and_scale(
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride,
+    float* sums, int64_t rows, int64_t count);
 
 // A place for sums that nobody reads, `count` of them.
 float* unread_sums(int64_t count);

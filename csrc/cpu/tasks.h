@@ -35,4 +35,9 @@ inline int64_t part_start(int64_t count, int64_t parts, int64_t part) {
   return part * (count / parts) + std::min(part, count % parts);
 }
 
+// The same with borders at multiples of `unit`.
+inline int64_t part_start(int64_t count, int64_t parts, int64_t part, int64_t unit) {
+  return std::min(count, unit * part_start((count + unit - 1) / unit, parts, part));
+}
+
 }  // namespace memmod::cpu
