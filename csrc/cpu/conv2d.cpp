@@ -162,7 +162,8 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const at::Tensor wide_bias = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const float* bias_data = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
   const bool keep_product = modulation.gate == Gate::kIdentity;
-  const Packed packed_weight = packed(weight, Direction::kForward);
+  const Form form = path == Path::kLinear ? form_of(weight.scalar_type()) : Form::kTiles;
+  const Packed packed_weight = packed(weight, Direction::kForward, form);
   if (path == Path::kLinear) {
     LinearForward layer;
     layer.x = Matrix(images, x.size(1));
@@ -231,7 +232,7 @@ Gradients conv2d_backward(
     LinearBackward layer;
     layer.dy = Matrix(rows, dy.size(1));
     layer.dx = Matrix(dx, x_shape[1]);
-    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), in_pairs(weight->scalar_type()));
+    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), form_of(weight->scalar_type()));
     layer.out = selected.output_gates();
     layer.relu = modulation.relu;
     layer.saved = factors.defined() ? Matrix(factors, dy.size(1)) : Matrix();
@@ -239,7 +240,7 @@ Gradients conv2d_backward(
       sums.emplace(selected.slots, dy.size(1), layer.tasks.samples());
       layer.output_sums = &*sums;
     }
-    run(layer, packed(*weight, Direction::kBackward));
+    run(layer, packed(*weight, Direction::kBackward, form_of(weight->scalar_type())));
   } else if (path == Path::kDirect) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);

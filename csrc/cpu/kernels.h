@@ -40,7 +40,6 @@ struct Tile {
 };
 
 struct Kernels {
-  const char* name;
   // Rows and columns of a full tile; 0 where there is no tile: the library multiplies.
   int64_t rows, columns;
   // Floats of a vector.
@@ -75,6 +74,18 @@ struct Kernels {
   void (*scale_line[kTypes])(const void* x, float s, void* y, int64_t count);
   // Σ a[i] * b[i], and on the way y[i] = a[i] * s unless y is null.
   float (*reduce_line[kTypes])(const void* a, const void* b, float s, void* y, int64_t count);
+
+  // scale_rows and reduce_rows of fp32 into three bf16 planes, `plane` elements apart, whose sum y is: the first holds
+  // the 8 leading bits of each y, the next ones the 8 bits that follow. Null where nothing multiplies planes.
+  void (*split_rows)(
+      const float* x, int64_t stride, const float* s, uint16_t* y, int64_t y_stride, int64_t plane, int64_t rows,
+      int64_t count);
+  void (*reduce_split_rows)(
+      const float* a, const float* b, int64_t stride, const float* s, uint16_t* y, int64_t y_stride, int64_t plane,
+      float* sums, int64_t rows, int64_t count);
+  void (*reduce_split_relu_rows)(
+      const float* a, const float* b, int64_t stride, const float* s, uint16_t* y, int64_t y_stride, int64_t plane,
+      float* sums, int64_t rows, int64_t count);
 };
 
 extern const Kernels kPortable;
@@ -84,7 +95,14 @@ extern const Kernels kAvx2;
 extern const Kernels kAvx512;
 #endif
 
-// The table in use: the best that the processor runs, or the one that MEMMOD_CPU_ISA names.
+// What the kernels may use of the processor: the best that it has, or what MEMMOD_CPU_ISA names. kAvx512Bf16 and kAmx
+// run the library's products of bf16 beside kAvx512's table.
+enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+
+Isa isa();
+const char* isa_name();
+
+// The table in use.
 const Kernels& kernels();
 
 }  // namespace memmod::cpu

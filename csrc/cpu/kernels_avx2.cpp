@@ -96,7 +96,6 @@ struct Vector {
 
 // 6 × 16: 12 sums, 2 vectors of B and one of A in 16 registers.
 const Kernels kAvx2 = {
-    "avx2",
     6,
     kColumns,
     Vector::kLanes,

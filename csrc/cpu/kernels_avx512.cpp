@@ -33,6 +33,24 @@ struct Fp16 {
   uint16_t bits;
 };
 
+// Where floats go as three bf16 planes whose sum they are.
+struct Split {
+  uint16_t* first;
+  int64_t plane;
+
+  Split operator+(int64_t count) const {
+    return {first + count, plane};
+  }
+  Split& operator+=(int64_t count) {
+    first += count;
+    return *this;
+  }
+  Split& operator++() {
+    return *this += 1;
+  }
+};
+#define MEMMOD_SPLITS
+
 struct Vector {
   using Register = __m512;
   static constexpr int64_t kLanes = 16;
@@ -68,6 +86,33 @@ struct Vector {
   static void store(Fp16* p, Register x) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
+  // What is not finite is in the first plane alone.
+  static void store(Split p, Register x) {
+    constexpr int kNanOrInfinity = 0x99;
+    const __mmask16 special = _mm512_fpclass_ps_mask(x, kNanOrInfinity);
+    const Register first = leading(x);
+    const Register rest = _mm512_maskz_sub_ps(_knot_mask16(special), x, first);
+    const Register second = leading(rest);
+    store_leading(p.first, first);
+    store_leading(p.first + p.plane, second);
+    store_leading(p.first + 2 * p.plane, _mm512_sub_ps(rest, second));
+  }
+  // x as a bf16: rounded to nearest, ties to even; cut where it would round to an infinity, and a NaN stays one.
+  static Register leading(Register x) {
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i magnitude = _mm512_and_si512(rounded, _mm512_set1_epi32(0x7fffffff));
+    const __mmask16 over = _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(0x7f800000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    __m512i result = _mm512_mask_mov_epi32(rounded, over, bits);
+    result = _mm512_mask_or_epi32(result, nan, bits, _mm512_set1_epi32(0x00400000));
+    return _mm512_castsi512_ps(_mm512_and_si512(result, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  }
+  static void store_leading(uint16_t* p, Register x) {
+    const __m512i bits = _mm512_srli_epi32(_mm512_castps_si512(x), 16);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bits));
+  }
   static Register add(Register a, Register b) {
     return _mm512_add_ps(a, b);
   }
@@ -101,12 +146,14 @@ struct Vector {
 // 12 × 32: 24 sums and 2 vectors of B; the pointers of 12 rows still fit in the general registers. GF/s of one core,
 // 768 → 768 and 768 → 3,072 features: 8 rows 199 and 180, 12 rows 214 and 203, 14 rows 217 and 203.
 const Kernels kAvx512 = {
-    "avx512",
     12,
     kColumns,
     Vector::kLanes,
     {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},
-    MEMMOD_ROW_FUNCTIONS};
+    MEMMOD_ROW_FUNCTIONS,
+    split_rows,
+    reduce_split_rows<false>,
+    reduce_split_rows<true>};
 
 }  // namespace memmod::cpu
 

@@ -3,10 +3,17 @@
 #include <c10/util/Exception.h>
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
+#include "amx.h"
 #include "kernels.h"
+
+#ifdef MEMMOD_X86
+#include <cpuid.h>
+#endif
 
 #define MEMMOD_UNROLL
 #define MEMMOD_UNROLL_LANES
@@ -70,40 +77,68 @@ struct Vector {
 
 #include "kernels.inc"
 
-const Kernels& choose() {
+constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
+
+Isa best() {
+#ifdef MEMMOD_X86
+  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) {
+    return Isa::kPortable;
+  }
+  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))) {
+    return Isa::kAvx2;
+  }
+  if (!__builtin_cpu_supports("avx512bf16")) {
+    return Isa::kAvx512;
+  }
+  // Leaf 7: AMX-BF16 and AMX-TILE.
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  const bool amx = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx >> 22 & 1) && (edx >> 24 & 1);
+  return amx && amx_is_permitted() ? Isa::kAmx : Isa::kAvx512Bf16;
+#else
+  return Isa::kPortable;
+#endif
+}
+
+Isa choose() {
   const char* named = std::getenv("MEMMOD_CPU_ISA");
   const std::string name = named == nullptr ? "" : named;
-  TORCH_CHECK_VALUE(
-      name.empty() || name == "portable" || name == "avx2" || name == "avx512", "MEMMOD_CPU_ISA is '", name,
-      "'; it must be portable, avx2 or avx512");
-#ifdef MEMMOD_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#else
-  const bool avx2 = false, avx512 = false;
-#endif
-  TORCH_CHECK_VALUE(
-      !(name == "avx2" && !avx2) && !(name == "avx512" && !avx512), "MEMMOD_CPU_ISA is '", name,
-      "', which this processor does not have: unset it");
-#ifdef MEMMOD_X86
-  if (avx512 && (name.empty() || name == "avx512")) {
-    return kAvx512;
+  if (name.empty()) {
+    return best();
   }
-  if (avx2 && (name.empty() || name == "avx2")) {
-    return kAvx2;
-  }
-#endif
-  return kPortable;
+  const auto* found = std::find(std::begin(kNames), std::end(kNames), name);
+  TORCH_CHECK_VALUE(
+      found != std::end(kNames), "MEMMOD_CPU_ISA is '", name,
+      "'; it must be portable, avx2, avx512, avx512_bf16 or amx");
+  const auto chosen = static_cast<Isa>(found - std::begin(kNames));
+  TORCH_CHECK_VALUE(
+      chosen <= best(), "MEMMOD_CPU_ISA is '", name, "', which this processor does not have: unset it");
+  return chosen;
 }
 
 }  // namespace
 
-const Kernels kPortable = {"portable", 0, kColumns, Vector::kLanes, {}, MEMMOD_ROW_FUNCTIONS};
+const Kernels kPortable = {0, kColumns, Vector::kLanes, {}, MEMMOD_ROW_FUNCTIONS};
+
+Isa isa() {
+  static const Isa chosen = choose();
+  return chosen;
+}
+
+const char* isa_name() {
+  return kNames[static_cast<int>(isa())];
+}
 
 const Kernels& kernels() {
-  static const Kernels& chosen = choose();
-  return chosen;
+#ifdef MEMMOD_X86
+  if (isa() >= Isa::kAvx512) {
+    return kAvx512;
+  }
+  if (isa() == Isa::kAvx2) {
+    return kAvx2;
+  }
+#endif
+  return kPortable;
 }
 
 }  // namespace memmod::cpu

@@ -15,7 +15,7 @@
 
 #include "layers.h"
 #include "multiply.h"
-#include "pairs.h"
+#include "planes.h"
 #include "selected.h"
 
 namespace memmod::cpu {
@@ -51,7 +51,7 @@ void fetch_ahead(Rows& rows, const Partition& parts, int64_t task, const Matrix&
 }
 
 Partition partition_of(int64_t rows, const Packed& weight) {
-  return partition(rows, weight.panels(), 2 * weight.channels * weight.columns, grain_of(weight.pairs));
+  return partition(rows, weight.panels(), 2 * weight.channels * weight.columns, grain_of(weight.form, weight.channels));
 }
 
 bool worth_threads(int64_t rows, const Packed& weight) {
@@ -84,19 +84,17 @@ void run(const LinearForward& layer, const Packed& weight) {
         std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.out->row_or_ones(sample));
       });
     }
-    if (weight.pairs) {
-      if (layer.in == nullptr && inputs % 2 == 0) {
-        const PairRows a{static_cast<const at::BFloat16*>(layer.x.at(share.first_row)), inputs};
-        multiply_pairs(rows, weight, a, share.first_panel, share.last_panel, epilogue);
-        return;
-      }
-      const PairCopy copy(rows.count(), inputs);
-      samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
-        kernel.scale_rows[static_cast<int>(Type::kBFloat16)](
-            layer.x.at(row), inputs, layer.in != nullptr ? layer.in->row(sample) : nullptr,
-            copy.row(row - share.first_row), copy.stride(), count, inputs);
-      });
-      multiply_pairs(rows, weight, copy.rows(), share.first_panel, share.last_panel, epilogue);
+    if (weight.form != Form::kTiles) {
+      PlaneRows planes(weight, rows.count());
+      const auto fill = [&](int64_t channel, int64_t) {
+        samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+          const float* s = layer.in != nullptr ? layer.in->row(sample) : nullptr;
+          planes.scale(
+              layer.x.type, layer.x.at(row, channel), inputs, s == nullptr ? nullptr : s + channel,
+              row - share.first_row, count);
+        });
+      };
+      multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, Prepare(fill));
       return;
     }
     if (!copies) {
@@ -120,42 +118,39 @@ void run(const LinearForward& layer, const Packed& weight) {
   });
 }
 
-RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, bool pairs) {
-  const Grain grain = grain_of(pairs);
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, Form form) {
+  const Grain grain = grain_of(form, outputs);
   return {rows, per_sample, partition(rows, 1, 2 * inputs * outputs, grain).row_parts, grain.unit};
 }
 
 namespace {
 
-// The rows of dx of one task, by a weight in pairs.
-void by_pairs(
+// The rows of dx of one task, by a weight in planes.
+void by_planes(
     const LinearBackward& layer, const Packed& weight, const Share& share, int64_t row_task, Rows& rows,
     const Epilogue& epilogue) {
   const int64_t units = layer.dy.columns;
-  if (layer.out == nullptr && units % 2 == 0) {
-    const PairRows a{static_cast<const at::BFloat16*>(layer.dy.at(share.first_row)), units};
-    multiply_pairs(rows, weight, a, share.first_panel, share.last_panel, epilogue);
-    return;
-  }
   const bool sums = layer.output_sums != nullptr && share.first_panel == 0;
-  const PairCopy copy(rows.count(), units);
-  layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
-    float* sum = sums ? layer.output_sums->row(row_task, sample) : nullptr;
-    if (sum == nullptr && layer.relu) {
-      sum = unread_sums(units);
-    }
-    const float* s = layer.out == nullptr ? nullptr : sum != nullptr ? layer.out->row_or_ones(sample) : layer.out->row(sample);
-    at::BFloat16* to = copy.row(row - share.first_row);
-    if (sum != nullptr) {
-      add_products_and_scale(
-          layer.dy.type, layer.relu, layer.dy.at(row), layer.saved.at(row), units, s, to, copy.stride(), sum, count,
-          units);
-    } else {
-      kernels().scale_rows[static_cast<int>(layer.dy.type)](
-          layer.dy.at(row), units, s, to, copy.stride(), count, units);
-    }
-  });
-  multiply_pairs(rows, weight, copy.rows(), share.first_panel, share.last_panel, epilogue);
+  PlaneRows planes(weight, rows.count());
+  const auto fill = [&](int64_t channel, int64_t) {
+    layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
+      const int64_t to = row - share.first_row;
+      const void* dy = layer.dy.at(row, channel);
+      float* sum = sums ? layer.output_sums->row(row_task, sample) : nullptr;
+      if (sum == nullptr && layer.relu) {
+        sum = unread_sums(units);
+      }
+      if (sum != nullptr) {
+        planes.scale_and_reduce(
+            layer.dy.type, layer.relu, dy, layer.saved.at(row, channel), units,
+            layer.out->row_or_ones(sample) + channel, sum + channel, to, count);
+      } else {
+        const float* s = layer.out != nullptr ? layer.out->row(sample) : nullptr;
+        planes.scale(layer.dy.type, dy, units, s == nullptr ? nullptr : s + channel, to, count);
+      }
+    });
+  };
+  multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, Prepare(fill));
 }
 
 }  // namespace
@@ -188,8 +183,8 @@ void run(const LinearBackward& layer, const Packed& weight) {
         std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.in->row_or_ones(sample));
       });
     }
-    if (weight.pairs) {
-      by_pairs(layer, weight, share, row_task, rows, epilogue);
+    if (weight.form != Form::kTiles) {
+      by_planes(layer, weight, share, row_task, rows, epilogue);
     } else if (copies) {
       const RowCopy copy(rows, units);
       const auto gate = [&](int64_t channel, int64_t channels) {
@@ -333,7 +328,7 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   if (keeps) {
     layer.kept = Matrix(kept, units);
   }
-  run(layer, packed(weight, Direction::kForward));
+  run(layer, packed(weight, Direction::kForward, form_of(weight.scalar_type())));
   return {y, kept};
 }
 
@@ -366,7 +361,7 @@ Gradients linear_backward(
   const Selected selected(modulation, product || needs_dz || need_dmemory, true);
   const RowTasks tasks = row_tasks(
       rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units,
-      tiles && in_pairs(dy.scalar_type()));
+      tiles ? form_of(dy.scalar_type()) : Form::kTiles);
   const auto ranges = tasks.samples();
   std::optional<ClassSums> output_sums, input_sums;
   const at::Tensor saved_rows = need_dmemory || modulation.relu ? as_rows(*saved) : at::Tensor();
@@ -410,7 +405,7 @@ Gradients linear_backward(
         layer.input_sums = &*input_sums;
       }
       layer.tasks = tasks;
-      run(layer, packed(*weight, Direction::kBackward));
+      run(layer, packed(*weight, Direction::kBackward, form_of(weight->scalar_type())));
     } else {
       at::Tensor dx_rows = dx.view({-1, inputs});
       at::mm_out(dx_rows, dz, *weight);

@@ -37,7 +37,7 @@ struct LinearBackward {
 // weight: packed backward.
 void run(const LinearBackward& layer, const Packed& weight);
 
-// The tasks that sums of `rows` rows are made in. pairs: by a weight in pairs.
-RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, bool pairs = false);
+// The tasks that sums of `rows` rows are made in. form: of the weight.
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, Form form = Form::kTiles);
 
 }  // namespace memmod::cpu

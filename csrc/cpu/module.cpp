@@ -413,5 +413,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("conv2d", memmod::cpu::conv2d, "modulated_conv2d, or None");
   module.def("output", memmod::cpu::output, "modulate_output, or None");
   module.def("packed_bytes", memmod::cpu::packed_bytes, "bytes of packed weights that are kept");
-  module.def("isa", [] { return memmod::cpu::kernels().name; }, "instruction set of the kernels in use");
+  module.def("isa", [] { return memmod::cpu::isa_name(); }, "instruction set of the kernels in use");
 }

@@ -1,17 +1,20 @@
 #include "packed.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/util/bit_cast.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
+#include "amx.h"
 #include "kernels.h"
 #include "tasks.h"
 
@@ -129,45 +132,94 @@ void pack_panel(const at::Tensor& weight, Direction direction, const Packed& pac
   }
 }
 
-// Columns of a panel in pairs. GF/s of one thread with AMX, 256 rows at once, with 32, 64 and 128 columns: 768 → 3,072
-// features 1,550, 1,540, 1,640; 3,072 → 768 features, 128 rows: 1,380, 710 to 1,000, 1,100.
-int64_t pair_width(int64_t channels) {
-  constexpr int64_t kManyChannels = 1024;
-  return channels > kManyChannels ? 32 : 128;
+// Columns of a panel in pairs, at most; panels get equal shares in steps of 32.
+int64_t pair_width(int64_t channels, int64_t columns) {
+  constexpr int64_t kManyChannels = 1024, kStep = 32;
+  const int64_t most = channels > kManyChannels ? kStep : 4 * kStep;
+  const int64_t panels = (columns + most - 1) / most, share = (columns + panels - 1) / panels;
+  return (share + kStep - 1) / kStep * kStep;
 }
 
-void pack_pairs(const at::Tensor& weight, Direction direction, Packed& packed) {
+constexpr int kMostPlanes = 3;
+
+// A value's planes: see Kernels::split_rows.
+void split(float value, at::BFloat16 (&planes)[kMostPlanes]) {
+  for (at::BFloat16& plane : planes) {
+    plane = value;
+    if (std::isfinite(value) && !std::isfinite(static_cast<float>(plane))) {
+      plane.x = static_cast<uint16_t>(c10::bit_cast<uint32_t>(value) >> 16);
+    }
+    value = std::isfinite(value) ? value - static_cast<float>(plane) : 0.0f;
+  }
+}
+
+void split(at::BFloat16 value, at::BFloat16 (&planes)[kMostPlanes]) {
+  planes[0] = value;
+}
+
+// Where plane `plane` of a channel and a column of a panel lies, for a tap's first element.
+struct PlaneLayout {
+  Form form;
+  int64_t width;
+
+  int64_t at(int64_t channel, int64_t column, int64_t plane) const {
+    if (form == Form::kPairs) {
+      return (channel / 2 * width + column) * 2 + channel % 2;
+    }
+    constexpr int64_t kTile = 512;
+    const int64_t tile = (channel / 32 * planes_of(form) + plane) * 2 + column / 16;
+    return tile * kTile + (channel % 32 / 2 * 16 + column % 16) * 2 + channel % 2;
+  }
+  // Elements of a tap in a panel.
+  int64_t size(int64_t channels) const {
+    return form == Form::kPairs ? (channels + 1) / 2 * 2 * width : (channels + 31) / 32 * 32 * width * planes_of(form);
+  }
+};
+
+template <typename T>
+void pack_planes(const at::Tensor& weight, Direction direction, Packed& packed) {
   const bool forward = direction == Direction::kForward;
-  const at::BFloat16* data = weight.const_data_ptr<at::BFloat16>();
+  const T* data = weight.const_data_ptr<T>();
   const int64_t column_stride = weight.stride(forward ? 0 : 1), channel_stride = weight.stride(forward ? 1 : 0);
-  const int64_t pairs = (packed.channels + 1) / 2;
-  packed.width = pair_width(packed.channels);
-  packed.storage = at::empty({packed.panels() * pairs * packed.width * 2}, at::kBFloat16);
+  const int64_t kernel_width = weight.dim() == 4 ? weight.size(3) : 1;
+  const PlaneLayout layout{packed.form, packed.width};
+  const int64_t tap_size = layout.size(packed.channels), planes = planes_of(packed.form);
+  packed.storage = at::empty({packed.panels() * packed.taps * tap_size}, at::kBFloat16);
   at::BFloat16* out = packed.storage.mutable_data_ptr<at::BFloat16>();
   for_each_task(packed.panels(), packed.storage.numel() > kSerialElements, [&](int64_t panel) {
     const int64_t first = panel * packed.width, count = std::min(packed.width, packed.columns - first);
-    at::BFloat16* to = out + panel * pairs * packed.width * 2;
-    for (int64_t pair = 0; pair < pairs; ++pair, to += packed.width * 2) {
-      const at::BFloat16* from = data + first * column_stride + 2 * pair * channel_stride;
-      const bool whole = 2 * pair + 1 < packed.channels;
-      for (int64_t i = 0; i < count; ++i) {
-        to[2 * i] = from[i * column_stride];
-        to[2 * i + 1] = whole ? from[i * column_stride + channel_stride] : at::BFloat16(0.0f);
+    at::BFloat16* panel_out = out + panel * packed.taps * tap_size;
+    std::fill_n(panel_out, packed.taps * tap_size, at::BFloat16(0.0f));
+    for (int64_t tap = 0; tap < packed.taps; ++tap) {
+      const T* from = data + first * column_stride;
+      if (weight.dim() == 4) {
+        from += tap / kernel_width * weight.stride(2) + tap % kernel_width * weight.stride(3);
       }
-      std::fill_n(to + 2 * count, 2 * (packed.width - count), at::BFloat16(0.0f));
+      at::BFloat16* to = panel_out + (forward ? tap : packed.taps - 1 - tap) * tap_size;
+      for (int64_t channel = 0; channel < packed.channels; ++channel, from += channel_stride) {
+        for (int64_t i = 0; i < count; ++i) {
+          at::BFloat16 values[kMostPlanes] = {};
+          split(from[i * column_stride], values);
+          for (int64_t plane = 0; plane < planes; ++plane) {
+            to[layout.at(channel, i, plane)] = values[plane];
+          }
+        }
+      }
     }
   });
 }
 
-Packed pack(const at::Tensor& weight, Direction direction, bool pairs) {
+Packed pack(const at::Tensor& weight, Direction direction, Form form) {
   const bool forward = direction == Direction::kForward;
   Packed packed;
   packed.taps = weight.dim() == 4 ? weight.size(2) * weight.size(3) : 1;
   packed.channels = weight.size(forward ? 1 : 0);
   packed.columns = weight.size(forward ? 0 : 1);
-  packed.pairs = pairs;
-  if (pairs) {
-    pack_pairs(weight, direction, packed);
+  packed.form = form;
+  if (form != Form::kTiles) {
+    packed.width = form == Form::kPairs ? pair_width(packed.channels, packed.columns) : kAmxColumns;
+    form == Form::kSplitAmx ? pack_planes<float>(weight, direction, packed)
+                            : pack_planes<at::BFloat16>(weight, direction, packed);
     return packed;
   }
   packed.width = kernels().columns;
@@ -189,12 +241,10 @@ Packed pack(const at::Tensor& weight, Direction direction, bool pairs) {
 
 }  // namespace
 
-Packed packed(const at::Tensor& weight, Direction direction) {
-  const bool one_tap = weight.dim() == 2 || (weight.size(2) == 1 && weight.size(3) == 1);
-  const bool pairs = one_tap && in_pairs(weight.scalar_type());
+Packed packed(const at::Tensor& weight, Direction direction, Form form) {
   // An inference tensor has no version, and what autograd records is a new tensor in every step.
   if (weight.is_inference() || !weight.is_leaf()) {
-    return pack(weight, direction, pairs);
+    return pack(weight, direction, form);
   }
   const void* key = weight.unsafeGetTensorImpl();
   const Stamp stamp = stamp_of(weight);
@@ -206,12 +256,12 @@ Packed packed(const at::Tensor& weight, Direction direction) {
     known = found != cache().entries.end();
     if (known && found->second.stamp == stamp) {
       const Packed& held = found->second.packed[which];
-      if (held.storage.defined() && held.pairs == pairs) {
+      if (held.storage.defined() && held.form == form) {
         return held;
       }
     }
   }
-  const Packed fresh = pack(weight, direction, pairs);
+  const Packed fresh = pack(weight, direction, form);
   if (!known && !forget_with(weight, key)) {
     return fresh;
   }

@@ -2,18 +2,24 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/util/BFloat16.h>
 
 #include <cstdint>
 
 namespace memmod::cpu {
 
-// The right operand B of a product as fp32 [panels][taps][channels][width], zeros behind the last column. In pairs: one
-// tap of bf16 [panels][channels / 2][width][2], and zeros behind an odd last channel.
+// How the tasks of a product read its right operand B.
+enum class Form {
+  kTiles,     // fp32 [panels][taps][channels][width], zeros behind the last column
+  kPairs,     // one tap of bf16 [panels][channels / 2][width][2]
+  kAmx,       // bf16 [panels][taps][channels / 32][2][16][16][2]: tiles of 16 pairs of channels by 16 columns
+  kSplitAmx,  // fp32 in three planes of bf16: [panels][taps][channels / 32][3][2][16][16][2]
+};
+
+// All but tiles are padded with zeros to whole pairs or tiles, and have one plane of bf16 or three: see planes.h.
 struct Packed {
   at::Tensor storage;
   int64_t taps = 0, channels = 0, columns = 0, width = 0;
-  bool pairs = false;
+  Form form = Form::kTiles;
 
   int64_t panels() const {
     return (columns + width - 1) / width;
@@ -21,23 +27,26 @@ struct Packed {
   const float* panel(int64_t index) const {
     return storage.const_data_ptr<float>() + index * taps * channels * width;
   }
-  const at::BFloat16* pair_panel(int64_t index) const {
-    return storage.const_data_ptr<at::BFloat16>() + index * (channels + channels % 2) * width;
+  const uint16_t* plane_panel(int64_t index) const {
+    const auto* data = static_cast<const uint16_t*>(storage.const_data_ptr());
+    return data + index * (storage.numel() / panels());
   }
 };
 
-// Whether products of this type are by pairs (see pairs.h): from the processor and torch's settings. Only of weights
-// with one tap.
-bool in_pairs(at::ScalarType type);
+inline int64_t planes_of(Form form) {
+  return form == Form::kSplitAmx ? 3 : 1;
+}
+
+// The form for linear layers of this type: from the processor and torch's settings.
+Form form_of(at::ScalarType type);
 
 // kForward: channels are the layer's inputs, columns its units; kBackward: the other way round, and the taps in reverse
 // order, in which a convolution's gradient reads the images forwards.
 enum class Direction { kForward, kBackward };
 
 // weight: [O, I] or [O, I, kh, kw], fp32, bf16 or fp16. Packed anew if the weight's storage or version has changed
-// since the last call; kept until then, or until the weight is freed. A weight with one tap is in pairs where its type
-// is.
-Packed packed(const at::Tensor& weight, Direction direction);
+// since the last call; kept until then, or until the weight is freed. form: kTiles, or the form_of its type.
+Packed packed(const at::Tensor& weight, Direction direction, Form form = Form::kTiles);
 
 // Bytes that are kept for all weights.
 int64_t packed_bytes();

@@ -68,6 +68,32 @@ struct RowTasks {
   }
 };
 
+inline const void* shifted(const void* p, Type type, int64_t elements) {
+  return static_cast<const char*>(p) + elements * (type == Type::kFloat ? 4 : 2);
+}
+
+inline void* shifted(void* p, Type type, int64_t elements) {
+  return static_cast<char*>(p) + elements * (type == Type::kFloat ? 4 : 2);
+}
+
+// reduce(first, count, sums) for runs of rows short enough to be added up in fp32, then the runs' sums.
+template <typename Reduce>
+void in_runs(float* sums, int64_t rows, int64_t count, const Reduce& reduce) {
+  if (rows <= kRowsPerSum) {
+    reduce(0, rows, sums);
+    return;
+  }
+  thread_local std::vector<float> run;
+  run.resize(count);
+  for (int64_t first = 0; first < rows; first += kRowsPerSum) {
+    std::fill(run.begin(), run.end(), 0.0f);
+    reduce(first, std::min(kRowsPerSum, rows - first), run.data());
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += run[i];
+    }
+  }
+}
+
 // sums[i] += Σ_r a[r, i] * b[r, i] over `rows` rows of `count` elements `stride` apart.
 void add_products(Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count);
 

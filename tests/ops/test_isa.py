@@ -13,7 +13,7 @@ import memmod
 from memmod.ops import dispatch, extension
 
 ROOT = Path(memmod.__file__).resolve().parent.parent
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 FILES = ("modulated_linear", "modulated_conv2d", "modulate_output", "determinism")
 
 pytestmark = pytest.mark.skipif(

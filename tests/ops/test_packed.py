@@ -48,7 +48,7 @@ def plain(layer, x):
 
 def in_panels(columns):
     """Columns with those that fill up the last panel, where panels are widest."""
-    return -(-columns // 32) * 32
+    return -(-columns // 128) * 128
 
 
 def new_values(layer):
@@ -92,7 +92,7 @@ def test_freed_with_the_layer(make):
     held = extension.packed_bytes() - before
     units, inputs, *taps = layer.weight.shape
     panels = in_panels(units) * inputs + in_panels(inputs) * units
-    assert 2 * 4 * layer.weight.numel() <= held <= 4 * panels * math.prod(taps)
+    assert 2 * 4 * layer.weight.numel() <= held <= 6 * panels * math.prod(taps)
     results(layer, x)
     assert extension.packed_bytes() - before == held
     del layer
@@ -124,4 +124,9 @@ def test_only_the_forward_is_packed_for_serving():
     layer.requires_grad_(False)
     before = extension.packed_bytes()
     layer(x, INDEX)
-    assert 4 * layer.weight.numel() <= extension.packed_bytes() - before < 6 * layer.weight.numel()
+    held = extension.packed_bytes() - before
+    assert held >= 4 * layer.weight.numel()
+    layer(x, INDEX)
+    assert extension.packed_bytes() - before == held
+    results(layer, x)
+    assert extension.packed_bytes() - before >= held + 4 * layer.weight.numel()

@@ -43,11 +43,12 @@ def test_padding_comes_last():
     assert (padding.long().diff(dim=1) >= 0).all()
 
 
-def test_every_size_is_as_likely():
-    _, expansion = draw(batch=6000, size=3)
+@pytest.mark.parametrize(("size", "shares"), [(1, [1]), (2, [0.5, 0.5]), (3, [0.5, 0.25, 0.25])])
+def test_half_are_single_classes_and_the_other_sizes_as_likely(size, shares):
+    _, expansion = draw(batch=6000, size=size)
     for kind in (expansion.forget, ~expansion.forget):
         sizes = (expansion.selection[kind] != -1).sum(1).bincount()[1:] / kind.sum()
-        torch.testing.assert_close(sizes, torch.full((3,), 1 / 3), atol=0.03, rtol=0)
+        torch.testing.assert_close(sizes, torch.tensor(shares, dtype=sizes.dtype), atol=0.03, rtol=0)
 
 
 def test_the_other_classes_are_uniform():
