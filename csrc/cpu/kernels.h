@@ -47,6 +47,10 @@ struct Kernels {
   // By type of the output and number of rows - 1.
   void (*tile[kTypes][kMaxRows])(const Tile& tile);
 
+  // By type of the output: what `tile` does behind its sums, for whole columns without a second output and for `rows`
+  // rows whose sums are `stride` elements apart.
+  void (*finish_rows[kTypes])(const Tile& tile, const float* sums, int64_t stride, int64_t rows);
+
   // Rows of `count` elements that lie `stride` (in y: y_stride) elements apart.
   // y[r, i] = x[r, i] * s[i]; s may be null (1), x and y may be the same.
   void (*scale_rows[kTypes])(
@@ -93,10 +97,11 @@ extern const Kernels kPortable;
 #define MEMMOD_X86
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
+// kAvx512 with the processor's own conversion to bf16, which takes denormal values as 0.
+extern const Kernels kAvx512Bf16;
 #endif
 
-// What the kernels may use of the processor: the best that it has, or what MEMMOD_CPU_ISA names. kAvx512Bf16 and kAmx
-// run the library's products of bf16 beside kAvx512's table.
+// What the kernels may use of the processor: the best that it has, or what MEMMOD_CPU_ISA names.
 enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 Isa isa();

@@ -132,7 +132,7 @@ const char* isa_name() {
 const Kernels& kernels() {
 #ifdef MEMMOD_X86
   if (isa() >= Isa::kAvx512) {
-    return kAvx512;
+    return isa() == Isa::kAvx512 ? kAvx512 : kAvx512Bf16;
   }
   if (isa() == Isa::kAvx2) {
     return kAvx2;

@@ -85,6 +85,11 @@ void run(const LinearForward& layer, const Packed& weight) {
       });
     }
     if (weight.form != Form::kTiles) {
+      if (layer.in == nullptr && PlaneRows::can_read(weight, rows.count())) {
+        PlaneRows planes(layer.x.at(share.first_row), rows.count(), inputs);
+        multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, [](int64_t, int64_t) {});
+        return;
+      }
       PlaneRows planes(weight, rows.count());
       const auto fill = [&](int64_t channel, int64_t) {
         samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {

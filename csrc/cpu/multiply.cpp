@@ -4,6 +4,7 @@
 #include <array>
 #include <limits>
 
+#include "fetch.h"
 #include "tasks.h"
 
 namespace memmod::cpu {
@@ -77,39 +78,6 @@ int64_t RowCopy::first_tile(int64_t row) const {
 int64_t channels_per_pass(int64_t channels) {
   return ceil_div(channels, std::max<int64_t>(1, ceil_div(channels, kDepth)));
 }
-
-namespace {
-
-constexpr int64_t kLine = 64;
-
-// Fetches a few lines of what comes next with every tile, so that the memory answers while the tile is computed.
-class FetchAhead {
- public:
-  FetchAhead(std::vector<std::pair<const char*, const char*>>& regions, int64_t calls) : regions_(regions) {
-    int64_t bytes = 0;
-    for (const auto& [first, last] : regions) {
-      bytes += last - first;
-    }
-    lines_ = ceil_div(ceil_div(bytes, kLine), std::max<int64_t>(1, calls));
-  }
-  void step() {
-    for (int64_t left = lines_; left > 0 && !regions_.empty();) {
-      auto& [at, last] = regions_.back();
-      for (; left > 0 && at < last; at += kLine, --left) {
-        __builtin_prefetch(at, 0, 2);
-      }
-      if (at >= last) {
-        regions_.pop_back();
-      }
-    }
-  }
-
- private:
-  std::vector<std::pair<const char*, const char*>>& regions_;
-  int64_t lines_;
-};
-
-}  // namespace
 
 Tile tile_of(const Epilogue& epilogue) {
   Tile t{};

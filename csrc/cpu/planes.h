@@ -22,6 +22,11 @@ class PlaneRows {
   // Of `count` rows, for the weight b.
   PlaneRows(const Packed& b, int64_t count);
 
+  // Whether a task's `count` rows of bf16 can be read where they are.
+  static bool can_read(const Packed& b, int64_t count);
+  // Reads them there: rows of `channels` elements.
+  PlaneRows(const void* x, int64_t count, int64_t channels);
+
   // The pass's channels from `channel` on; clears what lies behind them. Before the rows of a pass.
   void start(int64_t channel, int64_t channels);
   // `rows` rows of x, `stride` elements apart, from the pass's first channel on, times s (null: 1), as rows `to` and on.
@@ -43,6 +48,8 @@ class PlaneRows {
   // Rows come in blocks, channels in chunks; strides in elements.
   int64_t block_rows_, chunk_, row_stride_, plane_stride_, chunk_stride_, block_stride_;
   uint16_t* data_;
+  uint16_t* first_ = nullptr;
+  bool copies_ = true;
 };
 
 // Channels of A that one pass reads, at most.
