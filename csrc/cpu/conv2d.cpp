@@ -9,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "amx_conv2d.h"
 #include "direct_conv2d.h"
 #include "layers.h"
 #include "linear.h"
@@ -162,7 +163,9 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const at::Tensor wide_bias = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const float* bias_data = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
   const bool keep_product = modulation.gate == Gate::kIdentity;
-  const Form form = path == Path::kLinear ? form_of(weight.scalar_type()) : Form::kTiles;
+  const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
+  const bool amx = path == Path::kDirect && amx_serves(shape);
+  const Form form = path == Path::kLinear ? form_of(weight.scalar_type()) : amx ? Form::kSplitAmx : Form::kTiles;
   const Packed packed_weight = packed(weight, Direction::kForward, form);
   if (path == Path::kLinear) {
     LinearForward layer;
@@ -190,7 +193,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
       modulation.relu,
       selected.output_gates(),
       x.size(0) / samples};
-  run(layer, shape_of(x.sizes(), y.sizes(), weight.sizes(), options), packed_weight);
+  amx ? run_amx(layer, shape, packed_weight) : run(layer, shape, packed_weight);
   return {y, kept};
 }
 
@@ -244,8 +247,12 @@ Gradients conv2d_backward(
   } else if (path == Path::kDirect) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
+    const bool amx = amx_serves_backward(shape);
     if (need_dmemory) {
-      sums.emplace(selected.slots, dy.size(1), Bands(shape).samples(x_shape[0] / samples));
+      const int64_t per_sample = x_shape[0] / samples;
+      sums.emplace(
+          selected.slots, dy.size(1),
+          amx ? amx_backward_samples(shape, per_sample) : Bands(shape).samples(per_sample));
     }
     const ConvBackward layer{
         rows.const_data_ptr<float>(),
@@ -255,7 +262,11 @@ Gradients conv2d_backward(
         selected.output_gates(),
         need_dmemory ? &*sums : nullptr,
         x_shape[0] / samples};
-    run(layer, shape, packed(*weight, Direction::kBackward));
+    if (amx) {
+      run_amx(layer, shape, packed(*weight, Direction::kBackward, Form::kSplitAmx));
+    } else {
+      run(layer, shape, packed(*weight, Direction::kBackward));
+    }
   } else {
     const Tail tail(channels_of(rows, 1), samples);
     if (need_dmemory) {

@@ -4,11 +4,12 @@
 #include <ATen/native/CPUBlas.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
+#include "aligned.h"
 #include "amx.h"
+#include "fetch.h"
+#include "finish.h"
 #include "rows.h"
 
 namespace memmod::cpu {
@@ -16,8 +17,6 @@ namespace {
 
 // Rows of one call of the library: their sums fit in the first-level cache.
 constexpr int64_t kLibraryRows = 64;
-// Rows that are finished at once.
-constexpr int64_t kFinishedRows = 8;
 // Rows of a task, which share one reading of B, and elements of their planes, at most: 1 MiB, half of a second-level
 // cache. One core with AMX, 768 → 3,072 features, GF/s with 64, 128 and 256 rows: bf16 1,090, 1,270 and 1,370, fp32 330,
 // 385 and 400.
@@ -33,8 +32,6 @@ constexpr int64_t kCachedChannels = 384;
 // 192 → 768 features, one core: bf16 0.88 of the time of going through the rows once for each panel, fp32 0.95.
 constexpr int64_t kCachedElements = 1 << 19;
 
-constexpr int64_t kAlignment = 64;
-
 int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
@@ -44,30 +41,6 @@ int64_t equal_shares(int64_t channels, int64_t most) {
   const int64_t shares = std::max<int64_t>(1, ceil_div(channels, most));
   return std::max<int64_t>(1, ceil_div(ceil_div(channels, shares), kAmxChannels)) * kAmxChannels;
 }
-
-// A thread's memory that tiles are loaded from: half as fast where it is not aligned to lines.
-template <typename T>
-class AlignedBuffer {
- public:
-  T* get(int64_t count) {
-    if (count > size_) {
-      const auto bytes = static_cast<size_t>(ceil_div(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment);
-      data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
-      TORCH_CHECK(data_ != nullptr, "memmod: no memory for ", bytes, " bytes");
-      size_ = count;
-    }
-    return data_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(T* p) const {
-      std::free(p);
-    }
-  };
-  std::unique_ptr<T, Free> data_;
-  int64_t size_ = 0;
-};
 
 // Whether the library's block product works here: it raises where torch was built without it, or where a variable of
 // the environment keeps it from the processor's instructions.
@@ -213,65 +186,15 @@ void PlaneRows::scale_and_reduce(
   });
 }
 
-namespace {
-
-// Gives rows [first, first + count) of columns [column, column + columns) their results, from sums [count][stride].
-class Finish {
- public:
-  Finish(Rows& rows, const Epilogue& epilogue)
-      : rows_(rows), epilogue_(epilogue), tile_(tile_of(epilogue)), tiles_(kernels().tile[static_cast<int>(epilogue.type)]) {
-  }
-
-  void operator()(const float* sums, int64_t stride, int64_t first, int64_t count, int64_t column, int64_t columns) {
-    const Kernels& kernel = kernels();
-    for (int64_t done = 0; done < columns; done += kernel.columns) {
-      tile_.column = column + done;
-      tile_.columns = std::min(kernel.columns, columns - done);
-      if (tile_.columns == kernel.columns && !epilogue_.kept) {
-        tile_.out = rows_.out.data() + first;
-        tile_.gates = epilogue_.gated ? rows_.gates.data() + first : nullptr;
-        kernel.finish_rows[static_cast<int>(epilogue_.type)](tile_, sums + done, stride, count);
-      } else {
-        with_tiles(sums + done, stride, first, count);
-      }
-    }
-  }
-
- private:
-  // Tiles without taps: the product is in their partial sums.
-  void with_tiles(const float* sums, int64_t stride, int64_t first, int64_t count) {
-    tile_.partial_column = tile_.column;
-    for (int64_t some = 0; some < count; some += kFinishedRows) {
-      const int64_t together = std::min(kFinishedRows, count - some), row = first + some;
-      const float* partial[kFinishedRows];
-      for (int64_t r = 0; r < together; ++r) {
-        partial[r] = sums + (some + r) * stride;
-      }
-      tile_.partial_in = partial;
-      tile_.out = rows_.out.data() + row;
-      tile_.kept = epilogue_.kept ? rows_.kept.data() + row : nullptr;
-      tile_.gates = epilogue_.gated ? rows_.gates.data() + row : nullptr;
-      tiles_[together - 1](tile_);
-    }
-  }
-
-  Rows& rows_;
-  const Epilogue& epilogue_;
-  Tile tile_;
-  void (*const (&tiles_)[kMaxRows])(const Tile&);
-};
-
-}  // namespace
-
 void multiply_planes(
     Rows& rows, const Packed& b, PlaneRows& a, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
     const Prepare& prepare) {
   thread_local AlignedBuffer<float> buffer;
-  Finish finish(rows, epilogue);
   const int64_t depth = plane_channels_per_pass(b.form, b.channels), blocks = ceil_div(rows.count(), a.block_rows_);
   if (b.form == Form::kPairs) {
     a.start(0, b.channels);
     prepare(0, b.channels);
+    Finish finish(rows, epilogue);
     float* sums = buffer.get(kLibraryRows * b.width);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * b.width, columns = std::min(b.width, b.columns - column);
@@ -292,29 +215,18 @@ void multiply_planes(
   constexpr int64_t kNoOffset = 0, kBlock = kAmxRows * kAmxColumns;
   const int64_t panels = last_panel - first_panel, passes = ceil_div(b.channels, depth);
   const int64_t part = b.form == Form::kAmx ? equal_shares(depth, kCachedChannels) : depth;
-  // A block is finished while the next one is multiplied: its instructions run beside those of AMX, which are few and
-  // long. 768 → 3,072 features, one core, in bf16 and fp32: 0.88 and 0.89 of the time of finishing each block first.
-  struct {
-    const float* sums = nullptr;
-    int64_t block, panel;
-  } waiting;
-  const auto finish_waiting = [&] {
-    if (waiting.sums != nullptr) {
-      const int64_t first = waiting.block * kAmxRows, column = waiting.panel * b.width;
-      finish(
-          waiting.sums, kAmxColumns, first, std::min(kAmxRows, rows.count() - first), column,
-          std::min(b.width, b.columns - column));
-    }
-  };
+  FinishLater finish_later(rows, b, epilogue);
   // Between passes the sums of all blocks; between parts those of a panel; else as few as stay in the cache. And of one
   // block more, which waits.
   const int64_t slots = (passes > 1 ? panels * blocks : part < depth ? blocks : 1) + 1;
   float* sums = buffer.get(slots * kBlock);
   int64_t pass = 0;
+  FetchAhead ahead(rows.ahead(), passes * panels * blocks);
   // Adds the channels [from, to) of the pass to a block; `slot` holds its sums.
   const auto add_channels = [&](int64_t panel, int64_t block, int64_t from, int64_t to, int64_t slot) {
     const uint16_t* first_row = a.first_ + block * a.block_stride_ + from / kAmxChannels * a.chunk_stride_;
     float* c = sums + slot % slots * kBlock;
+    ahead.step();
     multiply_amx(
         a.planes_, {{first_row, first_row + kAmxRows / 2 * a.row_stride_},
                     a.row_stride_,
@@ -327,8 +239,7 @@ void multiply_planes(
                     c,
                     pass > 0 || from > 0});
     if (pass == passes - 1 && pass * depth + to == b.channels) {
-      finish_waiting();
-      waiting = {c, block, panel};
+      finish_later.add(c, block, panel);
     }
   };
   const bool small = slots == 2 && panels * depth * a.planes_ * kAmxColumns <= kCachedElements;
@@ -355,7 +266,7 @@ void multiply_planes(
     }
     stop_amx();
   }
-  finish_waiting();
+  finish_later.finish();
 #endif
 }
 
