@@ -13,13 +13,13 @@ constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxChannels = 32;
 
 // C += A · B for 32 rows of A, found as two tiles of 16 for each tap, and one panel of B.
 struct AmxBlock {
-  const uint16_t* a[2];                  // the first row of each tile: bf16
-  int64_t a_stride, a_plane, a_step;     // elements from a row, a plane and 32 channels to the next
-  const int64_t* offsets;                // [taps]: added to a
-  int64_t taps, chunks;                  // a chunk is 32 channels
-  const uint16_t* b;                     // [taps][chunks][planes][2 halves of the columns][16 pairs of channels][16][2]
-  float* c;                              // [32][32]
-  bool add;                              // to what c holds; else c is set
+  const uint16_t* a[2];               // the first row of each tile: bf16
+  int64_t a_stride, a_plane, a_step;  // elements from a row, a plane and 32 channels to the next
+  const int64_t* offsets;             // [taps]: added to a
+  int64_t taps, chunks;               // a chunk is 32 channels
+  const uint16_t* b;                  // [taps][chunks][planes][2 halves of the columns][16 pairs of channels][16][2]
+  float* c;                           // [32][32]
+  bool add;                           // to what c holds; else c is set
 };
 
 // Whether the system lets this process use the tiles; asks it to.

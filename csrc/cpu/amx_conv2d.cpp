@@ -58,7 +58,8 @@ struct Plan {
     const auto tiles = static_cast<double>(ceil_div(out_height * pitch(), kTileRows) * kTileRows);
     const double pixels = tiles / static_cast<double>(out_height * out_width);
     const double inputs = static_cast<double>(whole_chunks(channels)) / static_cast<double>(channels);
-    const double outputs = static_cast<double>(ceil_div(columns, kAmxColumns) * kAmxColumns) / static_cast<double>(columns);
+    const double outputs =
+        static_cast<double>(ceil_div(columns, kAmxColumns) * kAmxColumns) / static_cast<double>(columns);
     return pixels * inputs * outputs;
   }
   int64_t first_image(int64_t row_task) const {
@@ -103,7 +104,7 @@ struct Plan {
 
 Plan forward_plan(const ConvShape& s) {
   const auto& [stride, padding, dilation, groups] = s.options;
-  Plan plan{s.images,      s.height,       s.width,     s.inputs,    s.out_height, s.out_width, s.units,
+  Plan plan{s.images,        s.height,       s.width,     s.inputs,    s.out_height, s.out_width, s.units,
             s.kernel_height, s.kernel_width, dilation[0], dilation[1], padding[0],   padding[1]};
   plan.share();
   return plan;
@@ -191,7 +192,8 @@ void multiply_copy(
     const Plan& plan, const Copy& copy, int64_t images, int64_t top, int64_t bottom, const Packed& b,
     int64_t column_part, const Epilogue& epilogue, const Place& place) {
 #ifdef MEMMOD_AMX
-  const int64_t pitch = plan.pitch(), positions = (bottom - top) * pitch, tiles_of_image = ceil_div(positions, kTileRows);
+  const int64_t pitch = plan.pitch(), positions = (bottom - top) * pitch,
+                tiles_of_image = ceil_div(positions, kTileRows);
   const int64_t tiles = images * tiles_of_image, blocks = ceil_div(tiles, 2);
   Rows& rows = thread_rows();
   rows.reset(blocks * kAmxRows, 1);
@@ -227,17 +229,16 @@ void multiply_copy(
   const auto multiply_block = [&](int64_t block, int64_t panel) {
     float* c = sums + turn++ % 2 * kBlock;
     multiply_amx(
-        kPlanes,
-        {{tile_at(2 * block), tile_at(2 * block + 1)},
-         copy.pixel(),
-         kAmxChannels,
-         kPlanes * kAmxChannels,
-         offsets.data(),
-         static_cast<int64_t>(offsets.size()),
-         ceil_div(plan.channels, kAmxChannels),
-         b.plane_panel(panel),
-         c,
-         false});
+        kPlanes, {{tile_at(2 * block), tile_at(2 * block + 1)},
+                  copy.pixel(),
+                  kAmxChannels,
+                  kPlanes * kAmxChannels,
+                  offsets.data(),
+                  static_cast<int64_t>(offsets.size()),
+                  ceil_div(plan.channels, kAmxChannels),
+                  b.plane_panel(panel),
+                  c,
+                  false});
     finish_later.add(c, block, panel);
   };
   const int64_t first = part_start(b.panels(), plan.column_parts, column_part);
@@ -297,12 +298,11 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& wei
     const Copy copy(plan, images, bottom - top);
     for (int64_t image = 0; image < images; ++image) {
       const float* x = layer.x + (first_image + image) * shape.height * shape.width * shape.inputs;
-      copy.fill_image(
-          image, top - plan.pad_y, [&](int64_t row, int64_t channel, int64_t channels, uint16_t* to) {
-            kernels().split_rows(
-                x + row * shape.width * shape.inputs + channel, shape.inputs, nullptr, to, copy.pixel(), kAmxChannels,
-                shape.width, channels);
-          });
+      copy.fill_image(image, top - plan.pad_y, [&](int64_t row, int64_t channel, int64_t channels, uint16_t* to) {
+        kernels().split_rows(
+            x + row * shape.width * shape.inputs + channel, shape.inputs, nullptr, to, copy.pixel(), kAmxChannels,
+            shape.width, channels);
+      });
     }
     multiply_copy(
         plan, copy, images, top, bottom, weight, task % plan.column_parts, epilogue,

@@ -235,7 +235,8 @@ Gradients conv2d_backward(
     LinearBackward layer;
     layer.dy = Matrix(rows, dy.size(1));
     layer.dx = Matrix(dx, x_shape[1]);
-    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), form_of(weight->scalar_type()));
+    layer.tasks =
+        row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), form_of(weight->scalar_type()));
     layer.out = selected.output_gates();
     layer.relu = modulation.relu;
     layer.saved = factors.defined() ? Matrix(factors, dy.size(1)) : Matrix();
@@ -251,8 +252,7 @@ Gradients conv2d_backward(
     if (need_dmemory) {
       const int64_t per_sample = x_shape[0] / samples;
       sums.emplace(
-          selected.slots, dy.size(1),
-          amx ? amx_backward_samples(shape, per_sample) : Bands(shape).samples(per_sample));
+          selected.slots, dy.size(1), amx ? amx_backward_samples(shape, per_sample) : Bands(shape).samples(per_sample));
     }
     const ConvBackward layer{
         rows.const_data_ptr<float>(),

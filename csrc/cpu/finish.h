@@ -14,7 +14,10 @@ namespace memmod::cpu {
 class Finish {
  public:
   Finish(Rows& rows, const Epilogue& epilogue)
-      : rows_(rows), epilogue_(epilogue), tile_(tile_of(epilogue)), tiles_(kernels().tile[static_cast<int>(epilogue.type)]) {
+      : rows_(rows),
+        epilogue_(epilogue),
+        tile_(tile_of(epilogue)),
+        tiles_(kernels().tile[static_cast<int>(epilogue.type)]) {
   }
 
   void operator()(const float* sums, int64_t stride, int64_t first, int64_t count, int64_t column, int64_t columns) {

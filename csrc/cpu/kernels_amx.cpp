@@ -36,6 +36,29 @@ constexpr int64_t kTile = 512;  // elements of a tile of A or B
 #define MEMMOD_01 _tile_dpbf16ps(1, 4, 7)
 #define MEMMOD_10 _tile_dpbf16ps(2, 5, 6)
 #define MEMMOD_11 _tile_dpbf16ps(3, 5, 7)
+#define MEMMOD_FIRST(a_plane_, b_plane_) \
+  MEMMOD_B0(b_plane_);                   \
+  MEMMOD_A0(a_plane_);                   \
+  MEMMOD_00;                             \
+  MEMMOD_B1(b_plane_);                   \
+  MEMMOD_01;                             \
+  MEMMOD_A1(a_plane_);                   \
+  MEMMOD_10;                             \
+  MEMMOD_11
+#define MEMMOD_NEXT_A(plane) \
+  MEMMOD_A0(plane);          \
+  MEMMOD_00;                 \
+  MEMMOD_01;                 \
+  MEMMOD_A1(plane);          \
+  MEMMOD_10;                 \
+  MEMMOD_11
+#define MEMMOD_NEXT_B(plane) \
+  MEMMOD_B0(plane);          \
+  MEMMOD_00;                 \
+  MEMMOD_10;                 \
+  MEMMOD_B1(plane);          \
+  MEMMOD_01;                 \
+  MEMMOD_11
 
 template <int kPlanes>
 void multiply_block(const AmxBlock& block) {
@@ -58,15 +81,15 @@ void multiply_block(const AmxBlock& block) {
     const uint16_t* a1 = block.a[1] + block.offsets[tap];
     for (int64_t chunk = 0; chunk < block.chunks; ++chunk) {
       if constexpr (kPlanes == 1) {
-        MEMMOD_B0(0); MEMMOD_A0(0); MEMMOD_00; MEMMOD_B1(0); MEMMOD_01; MEMMOD_A1(0); MEMMOD_10; MEMMOD_11;
+        MEMMOD_FIRST(0, 0);
       } else {
         // a₁b₃ a₁b₂ a₂b₂ a₂b₁ a₃b₁ a₁b₁: one operand changes at a time, and the largest comes last.
-        MEMMOD_B0(2); MEMMOD_A0(0); MEMMOD_00; MEMMOD_B1(2); MEMMOD_01; MEMMOD_A1(0); MEMMOD_10; MEMMOD_11;
-        MEMMOD_B0(1); MEMMOD_00; MEMMOD_10; MEMMOD_B1(1); MEMMOD_01; MEMMOD_11;
-        MEMMOD_A0(1); MEMMOD_00; MEMMOD_01; MEMMOD_A1(1); MEMMOD_10; MEMMOD_11;
-        MEMMOD_B0(0); MEMMOD_00; MEMMOD_10; MEMMOD_B1(0); MEMMOD_01; MEMMOD_11;
-        MEMMOD_A0(2); MEMMOD_00; MEMMOD_01; MEMMOD_A1(2); MEMMOD_10; MEMMOD_11;
-        MEMMOD_A0(0); MEMMOD_00; MEMMOD_01; MEMMOD_A1(0); MEMMOD_10; MEMMOD_11;
+        MEMMOD_FIRST(0, 2);
+        MEMMOD_NEXT_B(1);
+        MEMMOD_NEXT_A(1);
+        MEMMOD_NEXT_B(0);
+        MEMMOD_NEXT_A(2);
+        MEMMOD_NEXT_A(0);
       }
       a0 += block.a_step;
       a1 += block.a_step;

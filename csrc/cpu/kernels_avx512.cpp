@@ -16,8 +16,8 @@
 
 #include "kernels.inc"
 
-#define MEMMOD_TILES(type)                                                                                     \
-  {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>,  tile<type, 5>,  tile<type, 6>,                 \
+#define MEMMOD_TILES(type)                                                                     \
+  {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>,  tile<type, 5>,  tile<type, 6>, \
    tile<type, 7>, tile<type, 8>, tile<type, 9>, tile<type, 10>, tile<type, 11>, tile<type, 12>}
 
 }  // namespace

@@ -111,8 +111,7 @@ Isa choose() {
       found != std::end(kNames), "MEMMOD_CPU_ISA is '", name,
       "'; it must be portable, avx2, avx512, avx512_bf16 or amx");
   const auto chosen = static_cast<Isa>(found - std::begin(kNames));
-  TORCH_CHECK_VALUE(
-      chosen <= best(), "MEMMOD_CPU_ISA is '", name, "', which this processor does not have: unset it");
+  TORCH_CHECK_VALUE(chosen <= best(), "MEMMOD_CPU_ISA is '", name, "', which this processor does not have: unset it");
   return chosen;
 }
 

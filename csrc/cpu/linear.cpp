@@ -34,8 +34,8 @@ struct Share {
 Share share_of(const Partition& parts, int64_t rows, int64_t panels, int64_t task) {
   const int64_t row = task / parts.column_parts, column = task % parts.column_parts;
   return {
-      parts.row_start(rows, row), parts.row_start(rows, row + 1),
-      part_start(panels, parts.column_parts, column), part_start(panels, parts.column_parts, column + 1)};
+      parts.row_start(rows, row), parts.row_start(rows, row + 1), part_start(panels, parts.column_parts, column),
+      part_start(panels, parts.column_parts, column + 1)};
 }
 
 constexpr int64_t kOneTap = 0;
@@ -45,8 +45,7 @@ constexpr int64_t kOneTap = 0;
 void fetch_ahead(Rows& rows, const Partition& parts, int64_t task, const Matrix& matrix) {
   const int64_t next = task / parts.column_parts + 1;
   if (matrix && parts.column_parts == 1 && next < parts.row_parts) {
-    rows.fetch_ahead(
-        matrix.at(parts.row_start(matrix.rows, next)), matrix.at(parts.row_start(matrix.rows, next + 1)));
+    rows.fetch_ahead(matrix.at(parts.row_start(matrix.rows, next)), matrix.at(parts.row_start(matrix.rows, next + 1)));
   }
 }
 

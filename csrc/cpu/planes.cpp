@@ -18,8 +18,8 @@ namespace {
 // Rows of one call of the library: their sums fit in the first-level cache.
 constexpr int64_t kLibraryRows = 64;
 // Rows of a task, which share one reading of B, and elements of their planes, at most: 1 MiB, half of a second-level
-// cache. One core with AMX, 768 → 3,072 features, GF/s with 64, 128 and 256 rows: bf16 1,090, 1,270 and 1,370, fp32 330,
-// 385 and 400.
+// cache. One core with AMX, 768 → 3,072 features, GF/s with 64, 128 and 256 rows: bf16 1,090, 1,270 and 1,370, fp32
+// 330, 385 and 400.
 constexpr int64_t kTaskRows = 256;
 constexpr int64_t kTaskElements = 1 << 19;
 // Rows of x that are copied side by side, along their channels: memory is read in as many streams.
@@ -281,8 +281,7 @@ void multiply_planes(
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         for (int64_t from = 0; from < channels; from += part) {
           for (int64_t block = 0; block < blocks; ++block) {
-            add_channels(
-                panel, block, from, std::min(from + part, channels), (panel - first_panel) * blocks + block);
+            add_channels(panel, block, from, std::min(from + part, channels), (panel - first_panel) * blocks + block);
           }
         }
       }

@@ -1,9 +1,9 @@
 // Products in bf16 planes: what multiply.h is for the tiles, with the processor's instructions for products of bf16.
 //
-// A bf16 matrix is one plane. With AMX, fp32 is multiplied too: as the sum of three planes a = a₁ + a₂ + a₃, exactly, of 8
-// bits each. a·b = a₁b₃ + a₂b₂ + a₃b₁ + a₁b₂ + a₂b₁ + a₁b₁, where each product is exact in fp32; a₂b₃, a₃b₂ and a₃b₃ are left
-// out, together at most 2⁻²³ of |a·b|. One core of a processor with AMX, 768 → 768 features: 400 to 420 GF/s for the six
-// products, 210 for fp32's own instructions. An infinity becomes NaN.
+// A bf16 matrix is one plane. With AMX, fp32 is multiplied too: as the sum of three planes a = a₁ + a₂ + a₃, exactly,
+// of 8 bits each. a·b = a₁b₃ + a₂b₂ + a₃b₁ + a₁b₂ + a₂b₁ + a₁b₁, where each product is exact in fp32; a₂b₃, a₃b₂ and
+// a₃b₃ are left out, together at most 2⁻²³ of |a·b|. One core of a processor with AMX, 768 → 768 features: 400 to 420
+// GF/s for the six products, 210 for fp32's own instructions. An infinity becomes NaN.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,8 @@ class PlaneRows {
 
   // The pass's channels from `channel` on; clears what lies behind them. Before the rows of a pass.
   void start(int64_t channel, int64_t channels);
-  // `rows` rows of x, `stride` elements apart, from the pass's first channel on, times s (null: 1), as rows `to` and on.
+  // `rows` rows of x, `stride` elements apart, from the pass's first channel on, times s (null: 1), as rows `to` and
+  // on.
   void scale(Type type, const void* x, int64_t stride, const float* s, int64_t to, int64_t rows) const;
   // The same, and sums[i] += Σ_r x[r, i] · other[r, i]. relu: every x[r, i] that has other[r, i] <= 0 is taken as 0.
   void scale_and_reduce(
@@ -37,8 +38,7 @@ class PlaneRows {
       int64_t rows) const;
 
  private:
-  friend void multiply_planes(
-      Rows&, const Packed&, PlaneRows&, int64_t, int64_t, const Epilogue&, const Prepare&);
+  friend void multiply_planes(Rows&, const Packed&, PlaneRows&, int64_t, int64_t, const Epilogue&, const Prepare&);
 
   // fn(first row, rows, first channel, channels, where they go) for the parts of rows that lie together.
   template <typename Fn>

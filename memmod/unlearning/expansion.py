@@ -60,7 +60,7 @@ def _other_classes(labels: Tensor, num_classes: int, repeats: int, generator: to
 
 
 def _extend(first: Tensor, own: Tensor, num_classes: int, size: int, generator: torch.Generator) -> Tensor:
-    """``[N, size]``: `first`; for half of the rows also 1 to size - 1 random classes, neither it nor the sample's own."""
+    """``[N, size]``: `first`, and for half of the rows 1 to size - 1 other random classes, none the sample's own."""
     if size == 1:
         return first.unsqueeze(1)
     ranks = torch.rand(len(first), num_classes, generator=generator)

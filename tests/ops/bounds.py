@@ -20,35 +20,39 @@ def run_op(problem: Problem, needs: Sequence[str] | None = None) -> Results:
     return _differentiate(lambda p: op(*p.args)[0], problem, needs)
 
 
-def run_oracle(problem: Problem) -> Results:
+def run_oracle(problem: Problem, needs: Sequence[str] | None = None) -> Results:
     """The same in fp64, from the reference's forward and plain autograd."""
-    forward = getattr(reference, problem.op)
-    return _differentiate(lambda p: forward(*p.args)[0], problem.map(lambda t: t.double()), materialize_grads=True)
+    forward, exact = getattr(reference, problem.op), problem.map(lambda t: t.double())
+    return _differentiate(lambda p: forward(*p.args)[0], exact, needs, materialize_grads=True)
 
 
-def run_plain(problem: Problem) -> Results:
+def run_plain(problem: Problem, needs: Sequence[str] | None = None) -> Results:
     """The same as a user of plain PyTorch would write it: in the problem's dtype, gates in the memory's."""
-    return _differentiate(_plain, problem, materialize_grads=True)
+    return _differentiate(_plain, problem, needs, materialize_grads=True)
 
 
-def magnitudes(problem: Problem) -> dict[str, float]:
+def magnitudes(problem: Problem, needs: Sequence[str] | None = None) -> dict[str, float]:
     """For each result the largest value that the oracle's sums of absolute values reach."""
     positive = problem.map(torch.abs)
     if problem.gate != "identity":
         positive = positive.replace(memory=problem.memory, input_memory=problem.input_memory)
-    return {name: _largest(value) for name, value in run_oracle(positive).items()}
+    return {name: _largest(value) for name, value in run_oracle(positive, needs).items()}
 
 
-def assert_within_bound(problems: Sequence[Problem], run: Callable[[Problem], Results] = run_op) -> None:
+def assert_within_bound(
+    problems: Sequence[Problem],
+    run: Callable[[Problem, Sequence[str] | None], Results] = run_op,
+    needs: Sequence[str] | None = None,
+) -> None:
     """Each result's error is at most 2x plain PyTorch's + eps x the largest magnitude, maxima over all problems."""
     eps = torch.finfo(problems[0].x.dtype).eps
     error: dict[str, float] = {}
     plain: dict[str, float] = {}
     scale: dict[str, float] = {}
     for problem in problems:
-        got, naive, exact = run(problem), run_plain(problem), run_oracle(problem)
+        got, naive, exact = run(problem, needs), run_plain(problem, needs), run_oracle(problem, needs)
         assert got.keys() == naive.keys() == exact.keys()
-        for name, magnitude in magnitudes(problem).items():
+        for name, magnitude in magnitudes(problem, needs).items():
             assert got[name].shape == exact[name].shape, name
             assert got[name].dtype == naive[name].dtype, name
             assert not got[name].isnan().any(), f"{name} has NaN"
