@@ -1,15 +1,15 @@
 #include "packed.h"
 
 #include <ATen/ops/empty.h>
-#include <c10/util/bit_cast.h>
+#include <ATen/ops/zeros.h>
 #include <pybind11/pybind11.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstring>
 #include <mutex>
+#include <type_traits>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -140,69 +140,92 @@ int64_t pair_width(int64_t channels, int64_t columns) {
   return (share + kStep - 1) / kStep * kStep;
 }
 
-constexpr int kMostPlanes = 3;
-
-// A value's planes: see Kernels::split_rows.
-void split(float value, at::BFloat16 (&planes)[kMostPlanes]) {
-  for (at::BFloat16& plane : planes) {
-    plane = value;
-    if (std::isfinite(value) && !std::isfinite(static_cast<float>(plane))) {
-      plane.x = static_cast<uint16_t>(c10::bit_cast<uint32_t>(value) >> 16);
-    }
-    value = std::isfinite(value) ? value - static_cast<float>(plane) : 0.0f;
+// The elements of a weight as B's channels by columns, for one tap.
+template <typename T>
+struct Source {
+  Source(const at::Tensor& weight, Direction direction)
+      : forward(direction == Direction::kForward),
+        data(weight.const_data_ptr<T>()),
+        column_stride(weight.stride(forward ? 0 : 1)),
+        channel_stride(weight.stride(forward ? 1 : 0)),
+        kernel_width(weight.dim() == 4 ? weight.size(3) : 1),
+        tap_strides{weight.dim() == 4 ? weight.stride(2) : 0, weight.dim() == 4 ? weight.stride(3) : 0} {
   }
-}
-
-void split(at::BFloat16 value, at::BFloat16 (&planes)[kMostPlanes]) {
-  planes[0] = value;
-}
-
-// Where plane `plane` of a channel and a column of a panel lies, for a tap's first element.
-struct PlaneLayout {
-  Form form;
-  int64_t width;
-
-  int64_t at(int64_t channel, int64_t column, int64_t plane) const {
-    if (form == Form::kPairs) {
-      return (channel / 2 * width + column) * 2 + channel % 2;
-    }
-    constexpr int64_t kTile = 512;
-    const int64_t tile = (channel / 32 * planes_of(form) + plane) * 2 + column / 16;
-    return tile * kTile + (channel % 32 / 2 * 16 + column % 16) * 2 + channel % 2;
+  // tap: in the order in which it is packed.
+  const T* at(int64_t tap, int64_t taps, int64_t channel, int64_t column) const {
+    const int64_t own = forward ? tap : taps - 1 - tap;
+    return data + own / kernel_width * tap_strides[0] + own % kernel_width * tap_strides[1] + channel * channel_stride +
+           column * column_stride;
   }
-  // Elements of a tap in a panel.
-  int64_t size(int64_t channels) const {
-    return form == Form::kPairs ? (channels + 1) / 2 * 2 * width : (channels + 31) / 32 * 32 * width * planes_of(form);
-  }
+
+  bool forward;
+  const T* data;
+  int64_t column_stride, channel_stride, kernel_width;
+  std::array<int64_t, 2> tap_strides;
 };
 
-template <typename T>
-void pack_planes(const at::Tensor& weight, Direction direction, Packed& packed) {
-  const bool forward = direction == Direction::kForward;
-  const T* data = weight.const_data_ptr<T>();
-  const int64_t column_stride = weight.stride(forward ? 0 : 1), channel_stride = weight.stride(forward ? 1 : 0);
-  const int64_t kernel_width = weight.dim() == 4 ? weight.size(3) : 1;
-  const PlaneLayout layout{packed.form, packed.width};
-  const int64_t tap_size = layout.size(packed.channels), planes = planes_of(packed.form);
-  packed.storage = at::empty({packed.panels() * packed.taps * tap_size}, at::kBFloat16);
+void pack_pairs(const at::Tensor& weight, Direction direction, Packed& packed) {
+  const Source<at::BFloat16> source(weight, direction);
+  const int64_t pairs = (packed.channels + 1) / 2;
+  packed.storage = at::zeros({packed.panels() * pairs * packed.width * 2}, at::kBFloat16);
   at::BFloat16* out = packed.storage.mutable_data_ptr<at::BFloat16>();
   for_each_task(packed.panels(), packed.storage.numel() > kSerialElements, [&](int64_t panel) {
     const int64_t first = panel * packed.width, count = std::min(packed.width, packed.columns - first);
-    at::BFloat16* panel_out = out + panel * packed.taps * tap_size;
-    std::fill_n(panel_out, packed.taps * tap_size, at::BFloat16(0.0f));
-    for (int64_t tap = 0; tap < packed.taps; ++tap) {
-      const T* from = data + first * column_stride;
-      if (weight.dim() == 4) {
-        from += tap / kernel_width * weight.stride(2) + tap % kernel_width * weight.stride(3);
+    at::BFloat16* to = out + panel * pairs * packed.width * 2;
+    for (int64_t channel = 0; channel < packed.channels; ++channel) {
+      const at::BFloat16* from = source.at(0, 1, channel, first);
+      for (int64_t i = 0; i < count; ++i) {
+        to[(channel / 2 * packed.width + i) * 2 + channel % 2] = from[i * source.column_stride];
       }
-      at::BFloat16* to = panel_out + (forward ? tap : packed.taps - 1 - tap) * tap_size;
-      for (int64_t channel = 0; channel < packed.channels; ++channel, from += channel_stride) {
-        for (int64_t i = 0; i < count; ++i) {
-          at::BFloat16 values[kMostPlanes] = {};
-          split(from[i * column_stride], values);
-          for (int64_t plane = 0; plane < planes; ++plane) {
-            to[layout.at(channel, i, plane)] = values[plane];
+    }
+  });
+}
+
+// A block of one chunk of channels and one panel of columns, as planes of tiles.
+void write_tiles(const at::BFloat16* block, uint16_t* out, int64_t planes) {
+  constexpr int64_t kHalf = kAmxColumns / 2, kPairs = kAmxChannels / 2, kSize = kAmxChannels * kAmxColumns;
+  for (int64_t tile = 0; tile < 2 * planes; ++tile) {
+    const at::BFloat16* from = block + tile / 2 * kSize + tile % 2 * kHalf;
+    for (int64_t pair = 0; pair < kPairs; ++pair) {
+      for (int64_t i = 0; i < kHalf; ++i) {
+        *out++ = from[2 * pair * kAmxColumns + i].x;
+        *out++ = from[(2 * pair + 1) * kAmxColumns + i].x;
+      }
+    }
+  }
+}
+
+// Layers that train are packed in every step. 768 → 3,072 features, fp32, one core: 0.4 of the layer's forward.
+template <typename T>
+void pack_tiles(const at::Tensor& weight, Direction direction, Packed& packed) {
+  constexpr bool kSplit = std::is_same_v<T, float>;
+  constexpr int64_t kSize = kAmxChannels * kAmxColumns;
+  const Source<T> source(weight, direction);
+  const int64_t planes = planes_of(packed.form), chunks = (packed.channels + kAmxChannels - 1) / kAmxChannels;
+  const int64_t panel_size = packed.taps * chunks * planes * kSize;
+  packed.storage = at::empty({packed.panels() * panel_size}, at::kBFloat16);
+  auto* out = static_cast<uint16_t*>(packed.storage.mutable_data_ptr());
+  for_each_task(packed.panels(), packed.storage.numel() > kSerialElements, [&](int64_t panel) {
+    const int64_t first = panel * kAmxColumns, count = std::min(kAmxColumns, packed.columns - first);
+    uint16_t* to = out + panel * panel_size;
+    for (int64_t tap = 0; tap < packed.taps; ++tap) {
+      for (int64_t chunk = 0; chunk < chunks; ++chunk, to += planes * kSize) {
+        T block[kSize] = {};
+        const int64_t channel = chunk * kAmxChannels, last = std::min(packed.channels, channel + kAmxChannels);
+        const T* from = source.at(tap, packed.taps, channel, first);
+        for (int64_t k = 0; k < last - channel; ++k) {
+          for (int64_t i = 0; i < count; ++i) {
+            block[k * kAmxColumns + i] = from[k * source.channel_stride + i * source.column_stride];
           }
+        }
+        if constexpr (kSplit) {
+          at::BFloat16 split[3 * kSize];
+          kernels().split_rows(
+              block, kAmxColumns, nullptr, reinterpret_cast<uint16_t*>(split), kAmxColumns, kSize, kAmxChannels,
+              kAmxColumns);
+          write_tiles(split, to, planes);
+        } else {
+          write_tiles(block, to, planes);
         }
       }
     }
@@ -218,8 +241,9 @@ Packed pack(const at::Tensor& weight, Direction direction, Form form) {
   packed.form = form;
   if (form != Form::kTiles) {
     packed.width = form == Form::kPairs ? pair_width(packed.channels, packed.columns) : kAmxColumns;
-    form == Form::kSplitAmx ? pack_planes<float>(weight, direction, packed)
-                            : pack_planes<at::BFloat16>(weight, direction, packed);
+    form == Form::kPairs      ? pack_pairs(weight, direction, packed)
+    : form == Form::kSplitAmx ? pack_tiles<float>(weight, direction, packed)
+                              : pack_tiles<at::BFloat16>(weight, direction, packed);
     return packed;
   }
   packed.width = kernels().columns;
