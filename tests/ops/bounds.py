@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,16 +42,17 @@ def magnitudes(problem: Problem, needs: Sequence[str] | None = None) -> dict[str
 
 def assert_within_bound(
     problems: Sequence[Problem],
-    run: Callable[[Problem, Sequence[str] | None], Results] = run_op,
+    run: Callable[[Problem], Results] | None = None,
     needs: Sequence[str] | None = None,
 ) -> None:
     """Each result's error is at most 2x plain PyTorch's + eps x the largest magnitude, maxima over all problems."""
+    run = run or partial(run_op, needs=needs)
     eps = torch.finfo(problems[0].x.dtype).eps
     error: dict[str, float] = {}
     plain: dict[str, float] = {}
     scale: dict[str, float] = {}
     for problem in problems:
-        got, naive, exact = run(problem, needs), run_plain(problem, needs), run_oracle(problem, needs)
+        got, naive, exact = run(problem), run_plain(problem, needs), run_oracle(problem, needs)
         assert got.keys() == naive.keys() == exact.keys()
         for name, magnitude in magnitudes(problem, needs).items():
             assert got[name].shape == exact[name].shape, name
