@@ -14,7 +14,7 @@ from memmod.ops import dispatch, extension
 
 ROOT = Path(memmod.__file__).resolve().parent.parent
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
-FILES = ("modulated_linear", "modulated_conv2d", "modulate_output", "determinism")
+FILES = ("modulated_linear", "modulated_conv2d", "modulate_output", "frozen", "determinism")
 
 pytestmark = pytest.mark.skipif(
     dispatch.availability()["cpu"] is not None, reason=f"cpu: {dispatch.availability()['cpu']}"
