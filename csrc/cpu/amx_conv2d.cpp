@@ -27,10 +27,6 @@ constexpr int64_t kCachedElements = 1 << 19;
 // AMX multiplies twice as fast as the tiles; so much of it may be padding, for the copy takes time too.
 constexpr double kMostPadding = 1.55;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 int64_t whole_chunks(int64_t channels) {
   return ceil_div(channels, kAmxChannels) * kAmxChannels;
 }
@@ -284,13 +280,7 @@ std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& s
 
 void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
   const Plan plan = forward_plan(shape);
-  Epilogue epilogue;
-  epilogue.bias = layer.bias;
-  epilogue.bias_first = layer.gate_bias;
-  epilogue.gated = layer.gates != nullptr;
-  epilogue.kept = layer.kept != nullptr;
-  epilogue.keep_product = layer.keep_product;
-  epilogue.relu = layer.relu;
+  const Epilogue epilogue = epilogue_of(layer);
   for_each_task(plan.row_tasks() * plan.column_parts, true, [&](int64_t task) {
     const int64_t row_task = task / plan.column_parts, first_image = plan.first_image(row_task);
     const int64_t images = plan.last_image(row_task) - first_image;

@@ -19,10 +19,6 @@ constexpr int64_t kSharedTasks = 8;
 constexpr int64_t kTaskElements = 1 << 15;
 constexpr int64_t kFewestTasks = 32;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -ceil_div(-a, b);
 }
@@ -138,11 +134,7 @@ Partition forward_partition(const ConvShape& shape, int64_t panels) {
 
 }  // namespace
 
-void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
-  const auto& [stride, padding, dilation, groups] = shape.options;
-  const int64_t image_pixels = shape.out_height * shape.out_width, pixels = shape.images * image_pixels;
-  const Partition parts = forward_partition(shape, weight.panels());
-  const Taps taps = forward_taps(shape);
+Epilogue epilogue_of(const ConvForward& layer) {
   Epilogue epilogue;
   epilogue.bias = layer.bias;
   epilogue.bias_first = layer.gate_bias;
@@ -150,6 +142,15 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
   epilogue.kept = layer.kept != nullptr;
   epilogue.keep_product = layer.keep_product;
   epilogue.relu = layer.relu;
+  return epilogue;
+}
+
+void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
+  const auto& [stride, padding, dilation, groups] = shape.options;
+  const int64_t image_pixels = shape.out_height * shape.out_width, pixels = shape.images * image_pixels;
+  const Partition parts = forward_partition(shape, weight.panels());
+  const Taps taps = forward_taps(shape);
+  const Epilogue epilogue = epilogue_of(layer);
   for_each_task(parts.tasks(), worth_threads(shape), [&](int64_t task) {
     const int64_t first = parts.row_start(pixels, task / parts.column_parts);
     const int64_t last = parts.row_start(pixels, task / parts.column_parts + 1);

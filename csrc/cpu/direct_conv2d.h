@@ -3,6 +3,7 @@
 
 #include "gates.h"
 #include "layers.h"
+#include "multiply.h"
 #include "packed.h"
 #include "rows.h"
 
@@ -29,6 +30,8 @@ struct ConvForward {
   const Gates* gates;
   int64_t images_per_sample;
 };
+
+Epilogue epilogue_of(const ConvForward& layer);
 
 void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight);
 

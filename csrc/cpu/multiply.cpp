@@ -21,10 +21,6 @@ constexpr int64_t kTaskTiles = 8;
 constexpr int64_t kFewestRows = 12;
 constexpr int64_t kRowsWithoutTiles = 6;
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
 }  // namespace
 
 void Rows::reset(int64_t count, int64_t taps, int64_t run) {

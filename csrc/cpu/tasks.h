@@ -12,6 +12,10 @@
 
 namespace memmod::cpu {
 
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
 // `count` things in `parts` parts of nearly the same size: the first of part `part`.
 inline int64_t part_start(int64_t count, int64_t parts, int64_t part) {
   return part * (count / parts) + std::min(part, count % parts);
@@ -49,7 +53,7 @@ void for_each_task(int64_t count, bool parallel, const Fn& fn) {
 
 // The same with borders at multiples of `unit`.
 inline int64_t part_start(int64_t count, int64_t parts, int64_t part, int64_t unit) {
-  return std::min(count, unit * part_start((count + unit - 1) / unit, parts, part));
+  return std::min(count, unit * part_start(ceil_div(count, unit), parts, part));
 }
 
 }  // namespace memmod::cpu
