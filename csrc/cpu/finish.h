@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "amx.h"
+#include "fetch.h"
 #include "kernels.h"
 #include "multiply.h"
 
@@ -67,7 +68,8 @@ class Finish {
 // finishing each block first.
 class FinishLater {
  public:
-  FinishLater(Rows& rows, const Packed& b, const Epilogue& epilogue) : rows_(rows), b_(b), finish_(rows, epilogue) {
+  FinishLater(Rows& rows, const Packed& b, const Epilogue& epilogue)
+      : rows_(rows), b_(b), finish_(rows, epilogue), size_(epilogue.type == Type::kFloat ? 4 : 2) {
   }
 
   // The sums of a block and a panel are under way; they stay where they are until the next call is over.
@@ -76,6 +78,7 @@ class FinishLater {
     sums_ = sums;
     block_ = block;
     panel_ = panel;
+    fetch();
   }
   // The last one.
   void finish() {
@@ -89,9 +92,22 @@ class FinishLater {
   }
 
  private:
+  // The lines that the block will be written to. ViT linear layers in fp32, forward and backward, on two cores: 0.96 of
+  // the time without.
+  void fetch() const {
+    const int64_t first = block_ * kAmxRows, last = std::min(rows_.count(), first + kAmxRows);
+    const int64_t offset = panel_ * b_.width * size_;
+    for (int64_t row = first; row < last; ++row) {
+      const char* to = static_cast<const char*>(rows_.out[row]) + offset;
+      fetch_to_write(to);
+      fetch_to_write(to + kAmxColumns * size_ - 1);
+    }
+  }
+
   Rows& rows_;
   const Packed& b_;
   Finish finish_;
+  int64_t size_;  // bytes of an element of the output
   const float* sums_ = nullptr;
   int64_t block_ = 0, panel_ = 0;
 };
