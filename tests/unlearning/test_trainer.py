@@ -56,7 +56,8 @@ def test_every_class_is_unlearned_in_one_round(norm):
 @pytest.mark.parametrize("objective", objective_names())
 def test_every_objective_trains(objective):
     wf = modulated()
-    result = fit(wf, quick(objective=objective, steps=200, lr=0.2, eval_every=100))
+    # negative-ce, capped for each sample, forgets one class after the other: 0.25 after 400 steps of 32 images.
+    result = fit(wf, quick(objective=objective, steps=200, batch_size=64, lr=0.2, eval_every=100))
     assert result.history[-1].mean_forget < result.history[0].mean_forget - 0.5
     assert json.loads(json.dumps(result.to_dict()))["best"]["step"] == result.best.step
 
