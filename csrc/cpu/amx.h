@@ -10,6 +10,8 @@
 namespace memmod::cpu {
 
 constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxChannels = 32;
+// Elements of bf16 that stay in a second-level cache beside others: 1 MiB, half of one.
+constexpr int64_t kAmxCachedElements = 1 << 19;
 
 // C += A · B for 32 rows of A, found as two tiles of 16 for each tap, and one panel of B.
 struct AmxBlock {

@@ -18,12 +18,9 @@ namespace {
 
 constexpr int64_t kPlanes = 3;
 constexpr int64_t kTileRows = kAmxRows / 2;
-// Pixels of a task, and elements of its copy, at most: 1 MiB, half of a second-level cache.
+// Pixels of a task, at most.
 constexpr int64_t kTaskPixels = 1024;
-constexpr int64_t kTaskElements = 1 << 19;
 constexpr int64_t kSharedTasks = 8;
-// Elements of the weight's columns up to which a task goes through them once for each block of rows: 1 MiB.
-constexpr int64_t kCachedElements = 1 << 19;
 // AMX multiplies twice as fast as the tiles; so much of it may be padding, for the copy takes time too.
 constexpr double kMostPadding = 1.55;
 
@@ -36,7 +33,8 @@ struct Plan {
   int64_t images, height, width, channels;  // what is read
   int64_t out_height, out_width, columns;
   int64_t kernel_height, kernel_width, dilation_y, dilation_x, pad_y, pad_x;
-  int64_t groups = 1, bands = 1, column_parts = 1;
+  Bands bands{images, 1, 1};
+  int64_t column_parts = 1;
 
   int64_t reach_y() const {
     return (kernel_height - 1) * dilation_y;
@@ -47,9 +45,6 @@ struct Plan {
   int64_t pitch() const {
     return out_width + reach_x();
   }
-  int64_t row_tasks() const {
-    return groups * bands;
-  }
   double padding() const {
     const auto tiles = static_cast<double>(ceil_div(out_height * pitch(), kTileRows) * kTileRows);
     const double pixels = tiles / static_cast<double>(out_height * out_width);
@@ -58,43 +53,35 @@ struct Plan {
         static_cast<double>(ceil_div(columns, kAmxColumns) * kAmxColumns) / static_cast<double>(columns);
     return pixels * inputs * outputs;
   }
-  int64_t first_image(int64_t row_task) const {
-    return part_start(images, groups, row_task / bands);
-  }
-  int64_t last_image(int64_t row_task) const {
-    return part_start(images, groups, row_task / bands + 1);
-  }
-  std::pair<int64_t, int64_t> band(int64_t row_task, int64_t rows) const {
-    return {part_start(rows, bands, row_task % bands), part_start(rows, bands, row_task % bands + 1)};
-  }
 
   // The rows of what is read whose sums a row task makes: all of them are among those that it reads.
   std::pair<int64_t, int64_t> own_rows(int64_t row_task) const {
-    const auto [top, bottom] = band(row_task, out_height);
-    const int64_t shift = reach_y() / 2 - pad_y, band_of_task = row_task % bands;
+    const auto [top, bottom] = bands.band(row_task, out_height);
+    const int64_t shift = reach_y() / 2 - pad_y;
     return {
-        band_of_task == 0 ? 0 : std::clamp<int64_t>(top + shift, 0, height),
-        band_of_task == bands - 1 ? height : std::clamp<int64_t>(bottom + shift, 0, height)};
+        top == 0 ? 0 : std::clamp<int64_t>(top + shift, 0, height),
+        bottom == out_height ? height : std::clamp<int64_t>(bottom + shift, 0, height)};
   }
 
   // Bands of the rows where an image is too much for one task; else several images, in a number of groups that shares
   // out evenly, and parts of the columns where there are few tasks.
   void share() {
-    const int64_t most = std::min(kTaskPixels, kTaskElements / (kPlanes * whole_chunks(channels)));
+    const int64_t most = std::min(kTaskPixels, kAmxCachedElements / (kPlanes * whole_chunks(channels)));
     const int64_t pixels = out_height * pitch();
-    bands = std::clamp<int64_t>(ceil_div(pixels, std::max(most, pitch())), 1, out_height);
-    groups = images;
-    if (bands == 1) {
+    const int64_t per_image = std::clamp<int64_t>(ceil_div(pixels, std::max(most, pitch())), 1, out_height);
+    int64_t groups = images;
+    if (per_image == 1) {
       const int64_t fewest = ceil_div(images, std::max<int64_t>(1, most / pixels));
       for (groups = 1; groups < fewest; groups *= 2) {
       }
       groups = std::min(groups, images);
     }
     const int64_t panels = ceil_div(columns, kAmxColumns);
-    column_parts = std::clamp<int64_t>(kSharedTasks / row_tasks(), 1, panels);
-    while (bands == 1 && row_tasks() * column_parts < kSharedTasks && groups < images) {
+    column_parts = std::clamp<int64_t>(kSharedTasks / (groups * per_image), 1, panels);
+    while (per_image == 1 && groups * column_parts < kSharedTasks && groups < images) {
       groups = std::min(2 * groups, images);
     }
+    bands = Bands(images, groups, per_image);
   }
 };
 
@@ -188,8 +175,7 @@ void multiply_copy(
     const Plan& plan, const Copy& copy, int64_t images, int64_t top, int64_t bottom, const Packed& b,
     int64_t column_part, const Epilogue& epilogue, const Place& place) {
 #ifdef MEMMOD_AMX
-  const int64_t pitch = plan.pitch(), positions = (bottom - top) * pitch,
-                tiles_of_image = ceil_div(positions, kTileRows);
+  const int64_t pitch = plan.pitch(), tiles_of_image = ceil_div((bottom - top) * pitch, kTileRows);
   const int64_t tiles = images * tiles_of_image, blocks = ceil_div(tiles, 2);
   Rows& rows = thread_rows();
   rows.reset(blocks * kAmxRows, 1);
@@ -240,7 +226,7 @@ void multiply_copy(
   const int64_t first = part_start(b.panels(), plan.column_parts, column_part);
   const int64_t last = part_start(b.panels(), plan.column_parts, column_part + 1);
   start_amx();
-  if ((last - first) * (b.storage.numel() / b.panels()) <= kCachedElements) {
+  if ((last - first) * (b.storage.numel() / b.panels()) <= kAmxCachedElements) {
     for (int64_t block = 0; block < blocks; ++block) {
       for (int64_t panel = first; panel < last; ++panel) {
         multiply_block(block, panel);
@@ -269,22 +255,16 @@ bool amx_serves_backward(const ConvShape& shape) {
 }
 
 std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& shape, int64_t images_per_sample) {
-  const Plan plan = backward_plan(shape);
-  std::vector<std::pair<int64_t, int64_t>> ranges;
-  for (int64_t task = 0; task < plan.row_tasks(); ++task) {
-    ranges.emplace_back(
-        plan.first_image(task) / images_per_sample, (plan.last_image(task) - 1) / images_per_sample + 1);
-  }
-  return ranges;
+  return backward_plan(shape).bands.samples(images_per_sample);
 }
 
 void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
   const Plan plan = forward_plan(shape);
   const Epilogue epilogue = epilogue_of(layer);
-  for_each_task(plan.row_tasks() * plan.column_parts, true, [&](int64_t task) {
-    const int64_t row_task = task / plan.column_parts, first_image = plan.first_image(row_task);
-    const int64_t images = plan.last_image(row_task) - first_image;
-    const auto [top, bottom] = plan.band(row_task, plan.out_height);
+  for_each_task(plan.bands.tasks() * plan.column_parts, true, [&](int64_t task) {
+    const int64_t row_task = task / plan.column_parts, first_image = plan.bands.first_image(row_task);
+    const int64_t images = plan.bands.last_image(row_task) - first_image;
+    const auto [top, bottom] = plan.bands.band(row_task, plan.out_height);
     const Copy copy(plan, images, bottom - top);
     for (int64_t image = 0; image < images; ++image) {
       const float* x = layer.x + (first_image + image) * shape.height * shape.width * shape.inputs;
@@ -310,10 +290,10 @@ void run_amx(const ConvBackward& layer, const ConvShape& shape, const Packed& we
   const Plan plan = backward_plan(shape);
   const Kernels& kernel = kernels();
   const auto reduce = layer.relu ? kernel.reduce_split_relu_rows : kernel.reduce_split_rows;
-  for_each_task(plan.row_tasks() * plan.column_parts, true, [&](int64_t task) {
-    const int64_t row_task = task / plan.column_parts, first_image = plan.first_image(row_task);
-    const int64_t images = plan.last_image(row_task) - first_image;
-    const auto [top, bottom] = plan.band(row_task, plan.out_height);
+  for_each_task(plan.bands.tasks() * plan.column_parts, true, [&](int64_t task) {
+    const int64_t row_task = task / plan.column_parts, first_image = plan.bands.first_image(row_task);
+    const int64_t images = plan.bands.last_image(row_task) - first_image;
+    const auto [top, bottom] = plan.bands.band(row_task, plan.out_height);
     const auto [own_top, own_bottom] = plan.own_rows(row_task);
     const bool counts = layer.sums != nullptr && task % plan.column_parts == 0;
     const Copy copy(plan, images, bottom - top);

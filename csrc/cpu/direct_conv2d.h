@@ -50,6 +50,8 @@ struct ConvBackward {
 class Bands {
  public:
   explicit Bands(const ConvShape& shape);
+  Bands(int64_t images, int64_t groups, int64_t bands) : images_(images), groups_(groups), bands_(bands) {
+  }
 
   int64_t tasks() const {
     return groups_ * bands_;

@@ -132,12 +132,13 @@ void pack_panel(const at::Tensor& weight, Direction direction, const Packed& pac
   }
 }
 
-// Columns of a panel in pairs, at most; panels get equal shares in steps of 32.
+// Columns of a panel in pairs, at most; panels get equal shares in steps of 32. The library's product on one core (of a
+// processor with AMX), GF/s with 32, 64 and 128 columns: 768 → 3,072 features 1,550, 1,540 and 1,640; 3,072 → 768
+// features 1,380, 710 and 1,100.
 int64_t pair_width(int64_t channels, int64_t columns) {
   constexpr int64_t kManyChannels = 1024, kStep = 32;
   const int64_t most = channels > kManyChannels ? kStep : 4 * kStep;
-  const int64_t panels = (columns + most - 1) / most, share = (columns + panels - 1) / panels;
-  return (share + kStep - 1) / kStep * kStep;
+  return ceil_div(ceil_div(columns, ceil_div(columns, most)), kStep) * kStep;
 }
 
 // The elements of a weight as B's channels by columns, for one tap.
@@ -201,7 +202,7 @@ void pack_tiles(const at::Tensor& weight, Direction direction, Packed& packed) {
   constexpr bool kSplit = std::is_same_v<T, float>;
   constexpr int64_t kSize = kAmxChannels * kAmxColumns;
   const Source<T> source(weight, direction);
-  const int64_t planes = planes_of(packed.form), chunks = (packed.channels + kAmxChannels - 1) / kAmxChannels;
+  const int64_t planes = planes_of(packed.form), chunks = ceil_div(packed.channels, kAmxChannels);
   const int64_t panel_size = packed.taps * chunks * planes * kSize;
   packed.storage = at::empty({packed.panels() * panel_size}, at::kBFloat16);
   auto* out = static_cast<uint16_t*>(packed.storage.mutable_data_ptr());

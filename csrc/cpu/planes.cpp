@@ -17,11 +17,9 @@ namespace {
 
 // Rows of one call of the library: their sums fit in the first-level cache.
 constexpr int64_t kLibraryRows = 64;
-// Rows of a task, which share one reading of B, and elements of their planes, at most: 1 MiB, half of a second-level
-// cache. One core with AMX, 768 → 3,072 features, GF/s with 64, 128 and 256 rows: bf16 1,090, 1,270 and 1,370, fp32
-// 330, 385 and 400.
+// Rows of a task, which share one reading of B, at most. One core with AMX, 768 → 3,072 features, GF/s with 64, 128 and
+// 256 rows: bf16 1,090, 1,270 and 1,370, fp32 330, 385 and 400.
 constexpr int64_t kTaskRows = 256;
-constexpr int64_t kTaskElements = 1 << 19;
 // Rows of x that are copied side by side, along their channels: memory is read in as many streams.
 constexpr int64_t kRowsTogether = 8;
 // Channels of a pass. 3,072 → 768 features in fp32, all channels in one pass: 260 GF/s, see above for 768.
@@ -30,15 +28,9 @@ constexpr int64_t kSplitPassChannels = 1024;
 // Channels of bf16 that are multiplied at once: a panel's part of B stays in the first-level cache. One core, 256 rows,
 // GF/s with 384 and 768 channels in all: 2,440 and 1,580.
 constexpr int64_t kCachedChannels = 384;
-// Elements of B up to which a task goes through it once for each block, as it stays in the second-level cache: 1 MiB.
-// 192 → 768 features, one core: bf16 0.88 of the time of going through the rows once for each panel, fp32 0.95.
-constexpr int64_t kCachedElements = 1 << 19;
 // Columns up to which splitting fp32 takes longer than it saves: 25,088 rows, 256 → 64 features, forward 1.32 of plain
 // by AMX, 0.95 by tiles.
 constexpr int64_t kFewestColumns = 64;
-// Columns up to which the next task's rows are fetched while this one multiplies: more arithmetic than that hides the
-// memory by itself. 25,088 rows, 256 → 64 features: 0.70 of the time without; 384 → 384 features of 1,576: 1.05.
-constexpr int64_t kFewColumns = 128;
 
 // The least whole number of chunks that gives `channels` as few shares of at most `most` as possible.
 int64_t equal_shares(int64_t channels, int64_t most) {
@@ -79,7 +71,7 @@ Grain grain_of(Form form, int64_t channels) {
     return tile_grain();
   }
   const int64_t elements = planes_of(form) * plane_channels_per_pass(form, channels);
-  const int64_t fit = kTaskElements / std::max<int64_t>(1, elements) / kAmxRows * kAmxRows;
+  const int64_t fit = kAmxCachedElements / std::max<int64_t>(1, elements) / kAmxRows * kAmxRows;
   return {std::clamp(fit, 2 * kAmxRows, kTaskRows), kAmxRows, kAmxRows};
 }
 
@@ -242,14 +234,10 @@ void multiply_planes(
   const int64_t slots = (passes > 1 ? panels * blocks : part < depth ? blocks : 1) + 1;
   float* sums = buffer.get(slots * kBlock);
   int64_t pass = 0;
-  FetchAhead ahead(rows.ahead(), passes * panels * blocks);
   // Adds the channels [from, to) of the pass to a block; `slot` holds its sums.
   const auto add_channels = [&](int64_t panel, int64_t block, int64_t from, int64_t to, int64_t slot) {
     const uint16_t* first_row = a.first_ + block * a.block_stride_ + from / kAmxChannels * a.chunk_stride_;
     float* c = sums + slot % slots * kBlock;
-    if (b.columns <= kFewColumns) {
-      ahead.step();
-    }
     multiply_amx(
         a.planes_, {{first_row, first_row + kAmxRows / 2 * a.row_stride_},
                     a.row_stride_,
@@ -265,7 +253,9 @@ void multiply_planes(
       finish_later.add(c, block, panel);
     }
   };
-  const bool small = slots == 2 && panels * depth * a.planes_ * kAmxColumns <= kCachedElements;
+  // A small B is gone through once for each block. 192 → 768 features, one core: bf16 0.88 of the time of going through
+  // the rows once for each panel, fp32 0.95.
+  const bool small = slots == 2 && panels * depth * a.planes_ * kAmxColumns <= kAmxCachedElements;
   for (; pass < passes; ++pass) {
     const int64_t channel = pass * depth, channels = std::min(depth, b.channels - channel);
     a.start(channel, channels);

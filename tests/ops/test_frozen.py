@@ -13,7 +13,7 @@ import torch
 
 from memmod.ops import dispatch
 from tests.ops.backends import each_case
-from tests.ops.bounds import assert_within_bound
+from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case
 from tests.ops.test_direct import call, relu_behind_the_op, run
 
@@ -65,6 +65,16 @@ CASES = [
 @each_case(CASES)
 def test_within_bound(backend, case, poisoned):
     assert_within_bound([case.draw(seed) for seed in range(3)], needs=NEEDS)
+
+
+@each_case([linear((3, 40, 96, 129), "mixed"), conv((3, 32, 16, 16, 40, 3), "mixed", options=padded())])
+def test_an_infinite_input_shows_in_its_own_sample_only(backend, case):
+    problem = case.draw()
+    x = problem.x.clone()
+    x[1, 0, 3] = float("inf")
+    finite, y = run_op(problem, ())["y"], run_op(problem.replace(x=x), ())["y"]
+    assert not y[1].isfinite().all()
+    assert torch.equal(y[[0, 2]], finite[[0, 2]])
 
 
 RELU = [case for case in CASES if case.gate == "sigmoid" and case.gate_bias and not case.keep_gated]
