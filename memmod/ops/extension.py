@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
+from memmod.ops.serves import layout, other_dtype, unserved
 
 PACKAGE = Path(__file__).resolve().parent.parent
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_KERNEL = "the CPU kernel"
 _REBUILD = "run `pip install --no-build-isolation .` in memmod's source folder"
 
 
@@ -96,7 +97,7 @@ def _load(library: Path) -> str | None:
 
 
 def _supports_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> str | None:
-    return _unserved(x, *rest[:2]) or _other_dtype(x, weight, bias)
+    return _unserved(x, *rest[:2]) or other_dtype(_KERNEL, x, weight, bias)
 
 
 def _supports_linear_backward(
@@ -112,21 +113,21 @@ def _supports_linear_backward(
 ) -> str | None:
     if math.prod(x_shape) == 0 and dy.numel() and rest[-1][3]:
         return "the CPU kernel has no memory gradient of a layer without inputs"
-    return _unserved(dy, memory, input_memory) or _other_dtype(dy, x, weight, saved)
+    return _unserved(dy, memory, input_memory) or other_dtype(_KERNEL, dy, x, weight, saved)
 
 
 def _supports_output(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool) -> str | None:
-    return _unserved(x, memory) or _layout(x, dim)
+    return _unserved(x, memory) or layout(_KERNEL, x, dim)
 
 
 def _supports_output_backward(
     dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
 ) -> str | None:
-    reason = _unserved(dy, memory) or _layout(dy, dim)
+    reason = _unserved(dy, memory) or layout(_KERNEL, dy, dim)
     if reason is None and needs[1] and saved is not None:
         if saved.dtype != dy.dtype:
             return f"the gradient is {dy.dtype}, the saved output {saved.dtype}"
-        if saved.is_contiguous() != dy.is_contiguous() or _layout(saved, dim) is not None:
+        if saved.is_contiguous() != dy.is_contiguous() or layout(_KERNEL, saved, dim) is not None:
             return "the gradient and the saved output differ in layout"
     return reason
 
@@ -142,29 +143,6 @@ _SUPPORTS = {
 
 
 def _unserved(x: Tensor, *memories: Tensor | None) -> str | None:
-    memories = [memory for memory in memories if memory is not None]
     if x.device.type != "cpu":
         return f"the CPU kernel needs CPU tensors, x is on {x.device}"
-    if x.dtype not in _DTYPES or any(memory.dtype != torch.float32 for memory in memories):
-        kinds = " and ".join(str(memory.dtype) for memory in memories)
-        return f"the CPU kernel serves fp32, bf16 and fp16 with an fp32 memory, not {x.dtype} with {kinds}"
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *memories)):
-        return "the CPU kernel is not recorded by autograd: call the op in torch.ops.memmod"
-    return None
-
-
-def _other_dtype(x: Tensor, *others: Tensor | None) -> str | None:
-    for other in others:
-        if other is not None and other.dtype != x.dtype:
-            return f"the CPU kernel needs one dtype, not {x.dtype} and {other.dtype}"
-    return None
-
-
-def _layout(x: Tensor, dim: int) -> str | None:
-    if x.dim() < 2 or dim in (0, -x.dim()):
-        return "the CPU kernel gates a dim behind the rows"
-    if x.is_contiguous():
-        return None
-    if x.dim() == 4 and dim in (1, -3) and x.is_contiguous(memory_format=torch.channels_last):
-        return None
-    return f"the CPU kernel needs contiguous or channels_last tensors, not strides {x.stride()}"
+    return unserved(_KERNEL, x, *memories)

@@ -1,4 +1,4 @@
-"""Which backends the op tests run: every one that has a kernel for the op on this machine."""
+"""Which backends the op tests run: the one that MEMMOD_BACKEND names, or every one with kernels on this machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from tests.ops.problems import Case
 
 def backends(op: str) -> list[str]:
     """The names of the backends that have a kernel for `op`."""
+    if dispatch.get_backend() is not None:
+        return [dispatch.get_backend()]
     available = [name for name, reason in dispatch.availability().items() if reason is None]
     return [name for name in available if dispatch.kernel(op, name) is not None]
 
