@@ -18,7 +18,17 @@ demo: $(INSTALLED)
 
 test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m pytest -n 2
+	$(VENV)/bin/python -m pytest -n 2 -m "not aot and not interpreter"
+	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/kernels
+	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
+	@echo "Triton kernels, compiled ahead of time and inspected:"
+	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+
+# The op tests that Triton's interpreter serves: neither fp64 nor bf16, and its library products follow the threads.
+INTERPRETED := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv2d.py tests/ops/test_modulate_output.py \
+  tests/ops/test_determinism.py tests/ops/test_gradients.py tests/ops/test_torch_library.py \
+  -k "not gradcheck and not autocast and not threads"
 
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only

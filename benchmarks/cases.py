@@ -14,7 +14,10 @@ VIT_WIDTHS = {"T": 192, "S": 384, "B": 768}
 
 @dataclass(frozen=True)
 class Case:
-    """One layer on one input. Linear: x ``[batch, *tokens, inputs]``; conv: x ``[batch, inputs, side, side]``."""
+    """One layer on one input. Linear: x ``[batch, *tokens, inputs]``; conv: x ``[batch, inputs, side, side]``.
+
+    `devices` are those on which it is measured.
+    """
 
     group: str
     name: str
@@ -27,6 +30,7 @@ class Case:
     stride: int = 1
     dtype: str = "fp32"
     quick: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     @property
     def x_shape(self) -> tuple[int, ...]:
@@ -54,6 +58,7 @@ class NetworkCase:
     convolutional: bool = True
     dtype: str = "fp32"
     quick: bool = False
+    devices: tuple[str, ...] = ("cpu", "cuda")
 
     def __str__(self) -> str:
         return _label(self)
@@ -116,11 +121,45 @@ def _convs() -> list[Case]:
     return cases
 
 
-LINEAR = tuple(_vit("fp32") + _vit("bf16") + _rows())
-CONV = tuple(_convs())
+def _on_gpu(cases: list[Case]) -> list[Case]:
+    """The cases in every dtype, for a GPU alone."""
+    return [
+        replace(case, dtype=dtype, devices=("cuda",), quick=case.quick and dtype == "bf16")
+        for dtype in DTYPES
+        for case in cases
+    ]
+
+
+def _large_linear() -> list[Case]:
+    cases = [
+        Case("linear large", f"ViT-B {part} batch 64", 64, inputs, outputs, TOKENS, quick=part == "fc1")
+        for part, inputs, outputs in (("proj", 768, 768), ("fc1", 768, 3072), ("fc2", 3072, 768))
+    ]
+    return cases + [
+        Case("linear large", f"{width}² rows 8192", 8192, width, width) for width in (512, 1024, 2048, 4096)
+    ]
+
+
+def _large_conv() -> list[Case]:
+    cases = [
+        Case("conv large", f"ResNet-18 {width}@{side} batch 64", 64, width, width, kernel=3, side=side)
+        for width, side in ((64, 56), (128, 28), (256, 14), (512, 7))
+    ]
+    cases[1] = replace(cases[1], quick=True)
+    for inputs, outputs, side in ((256, 64, 56), (64, 256, 56), (1024, 256, 14)):
+        cases.append(
+            Case("conv large", f"{inputs}→{outputs}@{side} batch 64", 64, inputs, outputs, kernel=1, side=side)
+        )
+    return cases
+
+
+LINEAR = tuple(_vit("fp32") + _vit("bf16") + _rows() + _on_gpu(_large_linear()))
+CONV = tuple(_convs() + _on_gpu(_large_conv()))
 NETWORKS = (
     NetworkCase("ResNet-18", "32x32 batch 64", "timm:resnet18", 32, 64, quick=True),
     NetworkCase("ResNet-18", "224x224 batch 8", "timm:resnet18", 224, 8),
     NetworkCase("ViT-T", "224x224 batch 8", "timm:vit_tiny_patch16_224", 224, 8, convolutional=False),
+    NetworkCase("ResNet-18", "224x224 batch 64", "timm:resnet18", 224, 64, devices=("cuda",)),
+    NetworkCase("ViT-S", "224x224 batch 64", "timm:vit_small_patch16_224", 224, 64, False, devices=("cuda",)),
 )
 SERVED = tuple(replace(case, quick=False) for case in NETWORKS)

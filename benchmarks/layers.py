@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import LAYOUTS, Runner
-from benchmarks.rivals import RIVALS, Layer, left_out
+from benchmarks.rivals import PATHS, Layer, left_out, make_rival, on_path, rivals_on
+from benchmarks.roofline import Roof, Work, of_device, work
 from memmod.ops import reference
 
 
@@ -19,12 +20,16 @@ class LayerRunner(Runner):
     def __init__(self, rival: str, layer: Layer, phase: str) -> None:
         self.rival, self.dy, self.backward = rival, layer.dy, phase != "forward"
         self.device = layer.x.device
-        self.fn = RIVALS[rival](layer)
+        self.fn = make_rival(rival, layer)
         self.x = layer.x.detach().requires_grad_(self.backward)
         self.memory = layer.memory.detach().requires_grad_(self.backward)
 
     def once(self) -> tuple[Tensor, ...]:
         """(y,) or (y, dx, dmemory); plain has no dmemory."""
+        with on_path(self.rival):
+            return self._once()
+
+    def _once(self) -> tuple[Tensor, ...]:
         if not self.backward:
             with torch.no_grad():
                 return (self.fn(self.x, self.memory),)
@@ -36,15 +41,27 @@ class LayerRunner(Runner):
 class LayerComparison:
     """The rivals of one layer in one phase."""
 
-    rivals: Sequence[str] = tuple(RIVALS)
-
     def __init__(self, layer: Layer, phase: str) -> None:
         self.layer, self.case, self.phase = layer, layer.case, phase
         self.group = f"{layer.case.group} {layer.case.dtype}"
+        self.device = layer.x.device
+        self.rivals: Sequence[str] = rivals_on(self.device.type)
         self.layouts = tuple(LAYOUTS) if layer.case.kernel else ("",)
 
     def left_out(self, rival: str) -> str | None:
         return left_out(rival, self.case)
+
+    def layouts_of(self, rival: str) -> Sequence[str]:
+        # In NCHW every path is the library's.
+        return ("NHWC",) if self.case.kernel and PATHS.get(rival) == "fused" else self.layouts
+
+    def work(self, rival: str) -> Work:
+        return work(self.case, self.phase, gated=rival != "plain")
+
+    @cached_property
+    def roof(self) -> Roof | None:
+        setting = torch.backends.cudnn.conv if self.case.kernel else torch.backends.cuda.matmul
+        return of_device(str(self.device), self.case.dtype, setting.fp32_precision == "tf32")
 
     def runner(self, rival: str, layout: str) -> LayerRunner:
         return LayerRunner(rival, self.layer.to(LAYOUTS[layout]) if layout else self.layer, self.phase)

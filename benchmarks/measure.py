@@ -11,8 +11,13 @@ from typing import Protocol
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import clock
+from benchmarks.roofline import Roof, Work, floor_seconds
+
 # A measurement shorter than this is repeated inside one timing.
 SHORTEST_SECONDS = 2e-3
+# Calls in one timing on a GPU, each with a flush of the cache that takes longer than most of them.
+MOST_CALLS = 50
 LAYOUT_TRIALS = 3
 PHASES = ("forward", "forward+backward")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -22,7 +27,8 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 class Result:
     """One rival on one case: times in seconds, ratios to plain by round, peak extra bytes, or why it is left out.
 
-    `saved_bytes` is what a network's forward keeps for its backward; None for layers.
+    `saved_bytes` is what a network's forward keeps for its backward; None for layers. On a GPU there are also what the
+    host takes for a call, the layer's work and what the device reaches at most.
     """
 
     case: str
@@ -35,6 +41,10 @@ class Result:
     extra_bytes: int = 0
     saved_bytes: int | None = None
     note: str = ""
+    device: str = "cpu"
+    host_seconds: float | None = None
+    work: Work | None = None
+    roof: Roof | None = None
 
     @property
     def ratio(self) -> float:
@@ -53,6 +63,13 @@ class Result:
         return statistics.median(self.seconds) * 1e6
 
     @property
+    def of_floor(self) -> float | None:
+        """The least time that the work can take by the time that it took."""
+        if self.work is None or self.roof is None:
+            return None
+        return floor_seconds(self.work, self.roof) / statistics.median(self.seconds)
+
+    @property
     def overhead(self) -> float:
         """Microseconds by which one call exceeds that of plain in the same round."""
         return statistics.median(s - s / ratio for s, ratio in zip(self.seconds, self.ratios, strict=True)) * 1e6
@@ -63,6 +80,8 @@ class Runner:
 
     device: torch.device
     repeats = 1
+    # On a GPU: whether a call starts with an empty cache.
+    cold = True
 
     def once(self) -> tuple[torch.Tensor, ...]:
         raise NotImplementedError
@@ -77,32 +96,43 @@ class Runner:
         self.once()
         self.repeats = 1
         self.repeats = max(1, round(SHORTEST_SECONDS / max(self.time(), 1e-7)))
+        if self.device.type == "cuda":
+            self.repeats = min(self.repeats, MOST_CALLS)
 
     def time(self) -> float:
-        """Seconds of one call."""
-        self._synchronise()
+        """Seconds of one call; on a GPU those of the device."""
+        if self.device.type == "cuda":
+            return clock.seconds(self.once, self.repeats, clock.cuda(self.device), self.cold)
         start = time.perf_counter()
         for _ in range(self.repeats):
             self.once()
-        self._synchronise()
         return (time.perf_counter() - start) / self.repeats
 
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def host_seconds(self) -> float | None:
+        """What a call takes of the host before the device has computed it; None on the CPU."""
+        if self.device.type != "cuda":
+            return None
+        return clock.host_seconds(self.once, self.repeats, clock.cuda(self.device))
 
 
 class Comparison(Protocol):
-    """The rivals of one case in one phase; `layouts` are those that a rival may choose from."""
+    """The rivals of one case in one phase on one device."""
 
     case: object
     group: str
     phase: str
+    device: torch.device
     rivals: Sequence[str]
-    layouts: Sequence[str]
+    roof: Roof | None
+
+    def layouts_of(self, rival: str) -> Sequence[str]:
+        """The layouts that a rival may choose from."""
 
     def left_out(self, rival: str) -> str | None:
         """Why a rival is not measured, or None."""
+
+    def work(self, rival: str) -> Work | None:
+        """What the rival cannot do without; None where it is not counted."""
 
     def runner(self, rival: str, layout: str) -> Runner: ...
 
@@ -112,7 +142,7 @@ class Comparison(Protocol):
 
 def best_layout(comparison: Comparison, rival: str) -> tuple[str, Runner]:
     """The runner in the fastest of the layouts, by the least of a few timings."""
-    runners = {layout: comparison.runner(rival, layout) for layout in comparison.layouts}
+    runners = {layout: comparison.runner(rival, layout) for layout in comparison.layouts_of(rival)}
     for runner in runners.values():
         runner.calibrate()
     if len(runners) == 1:
@@ -166,8 +196,12 @@ def compare(
     `run_rounds(one_round, rounds)` runs the rounds: pytest-benchmark's pedantic mode.
     """
     results, runners = {}, {}
+    device = comparison.device.type
+    # The same case on the CPU and on a GPU are two rows of the table.
+    where = "" if device == "cpu" else f" {device}"
+    case, group = f"{comparison.case}{where}", f"{comparison.group}{where}"
     for name in names:
-        result = results[name] = Result(str(comparison.case), comparison.group, comparison.phase, name)
+        result = results[name] = Result(case, group, comparison.phase, name, device=device)
         result.note = comparison.left_out(name) or ""
         if result.note:
             continue
@@ -175,6 +209,8 @@ def compare(
         comparison.check(name, runners[name])
         result.extra_bytes = peak_bytes(runners[name])
         result.saved_bytes = runners[name].saved_bytes()
+        result.host_seconds = runners[name].host_seconds()
+        result.work, result.roof = comparison.work(name), comparison.roof
 
     order = [name for name in runners if name != "plain"]
 

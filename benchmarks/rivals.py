@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.cases import CLASSES, DTYPES, Case
 from memmod import functional
+from memmod.ops import dispatch
 
 Rival = Callable[[Tensor, Tensor], Tensor]
 
@@ -160,10 +162,40 @@ RIVALS: dict[str, Callable[[Layer], Rival]] = {
     "vmap": _vmap,
     "memmod": _memmod,
 }
+# On a GPU memmod is measured by its own choice of path, and on each path.
+PATHS = {"memmod fused": "fused", "memmod library": "library"}
+
+
+def rivals_on(device: str) -> Sequence[str]:
+    """The rivals' names on a type of device."""
+    return ("plain", "eager", "compile", "memmod", *PATHS) if device == "cuda" else tuple(RIVALS)
+
+
+def make_rival(name: str, layer: Layer) -> Rival:
+    """A rival as a function of (x, memory), to be called inside `on_path(name)`."""
+    return RIVALS["memmod" if name in PATHS else name](layer)
+
+
+@contextmanager
+def on_path(name: str) -> Iterator[None]:
+    """The kernels' path is the one that the rival's name names."""
+    if name not in PATHS:
+        yield
+        return
+    from memmod.kernels import paths
+
+    paths.force(PATHS[name])
+    try:
+        yield
+    finally:
+        paths.force(None)
 
 
 def left_out(name: str, case: Case) -> str | None:
     """Why a rival is not measured on a case, or None."""
+    if name in PATHS:
+        forced = dispatch.get_backend()
+        return f"backend {forced} is forced" if forced not in (None, "triton") else dispatch.availability()["triton"]
     if name not in ("materialised", "vmap"):
         return None
     count = case.batch

@@ -18,6 +18,9 @@ from benchmarks.networks import NETWORK_RIVALS, Network
 class NetworkRunner(Runner):
     """A rival of a network in one phase: "forward", or with the backward of a step of unlearning."""
 
+    # What a network leaves in the cache is what its next step finds there.
+    cold = False
+
     def __init__(self, rival: str, network: Network, phase: str) -> None:
         self.rival, self.x, self.target, self.backward = rival, network.x, network.target, phase != "forward"
         self.device = network.x.device
@@ -45,15 +48,23 @@ class NetworkComparison:
     """The rivals of one network in one phase."""
 
     rivals: Sequence[str] = tuple(NETWORK_RIVALS)
+    roof = None
 
     def __init__(self, network: Network, phase: str) -> None:
         self.network, self.case, self.phase = network, network.case, phase
         what = "serving" if phase == "forward" else "step"
         self.group = f"{what} {network.case.group} {network.case.dtype}"
+        self.device = network.x.device
         self.layouts = tuple(LAYOUTS) if network.case.convolutional else ("",)
 
     def left_out(self, rival: str) -> str | None:
         return "nothing to fold" if rival.endswith(" folded") and not self.network.norms else None
+
+    def layouts_of(self, rival: str) -> Sequence[str]:
+        return self.layouts
+
+    def work(self, rival: str) -> None:
+        return None
 
     def runner(self, rival: str, layout: str) -> NetworkRunner:
         return NetworkRunner(rival, self.network.to(LAYOUTS[layout]) if layout else self.network, self.phase)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from benchmarks.measure import Result
 from benchmarks.table import aligned
 
-SMALL_MICROSECONDS = 1e3
+SMALL_MICROSECONDS = {"cpu": 1e3, "cuda": 50.0}
 # Below SMALL_MICROSECONDS a call's overhead counts, not its arithmetic: such cases are kept out of the mean.
 SPLIT_BY_SIZE = ("linear T=1", "linear small")
 
@@ -61,10 +61,10 @@ def networks(results: Iterable[Result]) -> list[str]:
 
 
 def small_layers(results: Iterable[Result]) -> list[str]:
-    """Overhead per call over plain, in µs, where plain takes less than 1 ms; [] where no case is that small."""
+    """Overhead per call over plain, in µs, where plain takes less than `SMALL_MICROSECONDS`; [] without such a case."""
     rows = [("case", "phase", "plain µs", "memmod µs", "overhead µs", "eager µs", "overhead µs")]
     for (case, phase), rivals in _by_case(results).items():
-        if rivals["plain"].microseconds >= SMALL_MICROSECONDS:
+        if not _is_small(rivals["plain"]):
             continue
         cells = []
         for name in ("memmod", "eager"):
@@ -84,9 +84,13 @@ def _by_case(results: Iterable[Result]) -> dict[tuple[str, str], dict[str, Resul
 
 
 def _group(result: Result, plain: Result) -> str:
-    if plain.microseconds < SMALL_MICROSECONDS:
+    if _is_small(plain):
         return result.group.replace(*SPLIT_BY_SIZE)
     return result.group
+
+
+def _is_small(plain: Result) -> bool:
+    return plain.microseconds < SMALL_MICROSECONDS[plain.device]
 
 
 def _of(value: float, base: float) -> float:

@@ -1,8 +1,8 @@
 """Tile sizes: plain functions of shape, type and architecture, so that the same call always runs the same code.
 
 The numbers are counted, not measured (no GPU was at hand): tiles as large as registers and shared memory allow without
-spills (docs/gpu-report.md), smaller ones where large ones would leave multiprocessors idle. `python -m benchmarks.retune`
-measures them on a GPU and prints the tables anew.
+spills (tests/kernels/test_ahead_of_time.py), smaller ones where those would leave multiprocessors idle.
+`python -m benchmarks.retune` measures them on a GPU and prints the tables anew.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ MATMUL: dict[tuple[int, int], tuple[MatmulConfig, ...]] = {
     (100, 4): (
         MatmulConfig(128, 64, 32, 8, 8, 3),
         MatmulConfig(64, 64, 32, 8, 4, 3),
-        MatmulConfig(16, 64, 32, 8, 4, 4),
+        MatmulConfig(16, 32, 32, 8, 4, 4),
     ),
     # Small, so that small tests have several tiles each way and several steps.
     (INTERPRETED, 2): (MatmulConfig(32, 64, 32, 2, 4, 1), MatmulConfig(16, 32, 16, 2, 4, 1)),
@@ -134,18 +134,26 @@ def matmul_config(rows: int, columns: int, inner: int, dtype: torch.dtype, arch:
     return table[-1] if rows <= 2 * table[-1].block_m else table[-2]
 
 
-# Elements of a block, and rows that one program sums: 128 bytes a thread of 4 warps with two inputs, and enough programs.
+# Elements of a block, and rows that one program sums: 32 or 16 numbers a thread, and enough programs.
 ROWS, ROW_ELEMENTS = 64, {2: 4096, 4: 2048}
 # For every architecture; the widest block of channels, in numbers of 16 bytes' reach a thread.
 ROW_CHANNELS = 128
 LINE_ELEMENTS, LINE_CHUNK = {2: 4096, 4: 2048}, 4096
 
 
+def _interpreted_elements(size: int) -> int:
+    """Small blocks, so that small tests have several; larger ones where thousands would be interpreted."""
+    return 512 if size < 4096 else 8192
+
+
 def row_config(height: int, width: int, dtype: torch.dtype, arch: int, with_sums: bool) -> RowConfig:
     """The blocks of a pass over ``[samples, height, width]``."""
-    elements = ROW_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else 512
+    elements = ROW_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else _interpreted_elements(height * width)
     block_k = min(ROW_CHANNELS if arch != INTERPRETED else 16, triton.next_power_of_2(width))
-    block_t = min(elements // block_k, triton.next_power_of_2(height))
+    if block_k < 32:
+        # Narrow rows: an offset for nearly every number; more of them spill.
+        elements = min(elements, 1024)
+    block_t = min(elements // block_k, 64, triton.next_power_of_2(height))
     block_b = elements // (block_k * block_t)
     chunk = max(block_t, ROWS) if with_sums and height > block_t else block_t
     return RowConfig(block_b, block_t, block_k, chunk, 4)
@@ -153,8 +161,10 @@ def row_config(height: int, width: int, dtype: torch.dtype, arch: int, with_sums
 
 def line_config(inner: int, dtype: torch.dtype, arch: int) -> LineConfig:
     """The blocks of a pass over lines of `inner` numbers."""
-    elements = LINE_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else 512
+    elements = LINE_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else _interpreted_elements(inner)
     block_i = min(elements // 4, triton.next_power_of_2(inner))
+    if block_i <= 128:
+        elements = min(elements, 1024)
     chunk = min(LINE_CHUNK if arch != INTERPRETED else 2 * block_i, triton.cdiv(inner, block_i) * block_i)
     return LineConfig(elements // block_i, block_i, chunk, 4)
 
@@ -166,14 +176,14 @@ def class_sums_config(samples: int, classes: int, width: int, arch: int) -> Clas
     # Programs for every multiprocessor, or one that takes all samples where classes and channels are enough.
     split = max(block_b, 256 if classes * triton.cdiv(width, block_k) < 256 else 4096)
     if arch == INTERPRETED:
-        block_k, split = min(32, block_k), 2 * block_b
+        block_k, split = min(64, block_k), 2 * block_b
     return ClassSumsConfig(split, block_b, block_k, 4)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _capability(device: int) -> tuple[int, int]:
     properties = torch.cuda.get_device_properties(device)
-    major, minor = properties.major, properties.minor
+    major = properties.major
     return 100 if major >= 10 else 90 if major == 9 else 80, properties.multi_processor_count
 
 

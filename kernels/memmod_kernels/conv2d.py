@@ -41,7 +41,7 @@ def modulated_conv2d_kernel(
     N,
     H,
     W,
-    I,
+    I,  # noqa: E741
     HO,
     WO,
     KW,

@@ -70,7 +70,7 @@ def table_gates(table, b_row, o_k, m_k, R, K):
 
 @triton.jit
 def tile_rows(rows, o_m, i_first, T, B, PAIR: tl.constexpr):
-    """The table rows of a tile whose rows o_m start at i_first: (those of all rows, None, None), or if PAIR (T >=
+    """The table rows of a tile whose rows o_m start at i_first: (those of all rows, unused, unused), or if PAIR (T >=
     the tile's height, so that it touches at most two samples) (the first sample's, the second's, which rows are the
     first's)."""
     if PAIR:
@@ -80,8 +80,9 @@ def tile_rows(rows, o_m, i_first, T, B, PAIR: tl.constexpr):
         m_first = o_m < (i_b + 1) * T
     else:
         b_row = table_row(rows, o_m // T, B)
-        b_next = None
-        m_first = None
+        # A tuple of a compiled kernel cannot hold None.
+        b_next = b_row
+        m_first = o_m < 0
     return b_row, b_next, m_first
 
 

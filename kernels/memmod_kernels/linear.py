@@ -45,8 +45,8 @@ def modulated_matmul_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ):
-    """y [M, N] = s_out ⊙ ((s_in ⊙ a) b + bias), a [M, K], b [K, N] (stored [N, K] if B_COLUMNS); row m belongs to sample
-    m // T. An absent operand is None. saved: s_out ⊙ (…), or (…) alone."""
+    """y [M, N] = s_out ⊙ ((s_in ⊙ a) b + bias), a [M, K], b [K, N] (stored [N, K] if B_COLUMNS); row m belongs to
+    sample m // T. An absent operand is None. saved: s_out ⊙ (…), or (…) alone."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
     for i_tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
@@ -230,7 +230,7 @@ def modulated_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """(dx, dweight, dbias, dmemory, dinput_memory); what `needs` does not ask for is an empty ``[0]`` tensor."""
     need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
-    units, inputs = dy.shape[-1], x_shape[-1]
+    inputs = x_shape[-1]
     rows = dy.flatten(0, -2).contiguous()
     kept = None if saved is None else saved.flatten(0, -2).contiguous()
     s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)

@@ -1,5 +1,5 @@
-"""memmod::modulate_output, the tail behind any library op: one pass forward; backward one pass that reads dy and y once,
-writes dx and sums their products."""
+"""memmod::modulate_output, the tail behind any library op: one pass forward; backward one pass that reads dy and y
+once, writes dx and sums their products."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def modulate_rows_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = s ⊙ x (+ bias) for x [B, T, K], and sums [B, CHUNKS, K] of x ⊙ other (without other: of s ⊙ x) over CHUNK rows
-    of a sample at a time. An absent operand is None."""
+    """y = s ⊙ x (+ bias) for x [B, T, K], and sums [B, CHUNKS, K] of x ⊙ other (without other: of s ⊙ x) over CHUNK
+    rows of a sample at a time. An absent operand is None."""
     i_b = tl.program_id(0) // CHUNKS
     i_chunk = tl.program_id(0) % CHUNKS
     o_b = i_b * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -204,7 +204,7 @@ def sums_along(x: Tensor, gates: GateTable | None, dim: int) -> Tensor:
     return sums.sum((0, 1)).to(x.dtype)
 
 
-# From this many numbers of a sample and channel on, their sum is written and read again; fewer are cheaper to read twice.
+# From this many numbers of a sample and channel on, their sum is written and read again; fewer are read twice.
 SUMMED_FROM = 8
 
 
@@ -239,7 +239,7 @@ def modulate_output(
     x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool
 ) -> tuple[Tensor, Tensor]:
     """(y, saved): y = s ⊙ x along `dim`, for x ``[k·B, …]`` whose `dim` has the memory's width."""
-    y = modulate(x, gate_table(memory, index, gate), dim)
+    y = like(x, modulate(x, gate_table(memory, index, gate), dim))
     return y, y.clone() if keep_gated else x.new_empty(0)
 
 
@@ -249,6 +249,12 @@ def modulate_output_backward(
     """(dx, dmemory); `saved` is y, or x for the identity gate."""
     s = gate_table(memory, index, gate) if needs[0] else None
     if not needs[1]:
-        return modulate(dy, s, dim) if needs[0] else dy.new_empty(0), memory.new_empty(0)
+        return like(dy, modulate(dy, s, dim)) if needs[0] else dy.new_empty(0), memory.new_empty(0)
     dx, dmemory = memory_gradient(dy, saved, memory, index, gate, dim, gates=s)
-    return dy.new_empty(0) if dx is None else dx, dmemory
+    return dy.new_empty(0) if dx is None else like(dy, dx), dmemory
+
+
+def like(x: Tensor, y: Tensor) -> Tensor:
+    """y in the strides that a new tensor like x has; a copy only where x is neither contiguous nor channels_last."""
+    strides = torch.empty_like(x, device="meta").stride()
+    return y if y.stride() == strides else torch.empty_like(x).copy_(y)

@@ -1,8 +1,9 @@
 """Which path a layer takes on a GPU: fused, library product and tail, or gates folded into the weight.
 
 By count, for H100 (800 TF/s in bf16, 3 TB/s): a gate as a pass of its own reads and writes the output once, which costs
-533/I of the product in the forward and, over a step with frozen W, 2400/I. A fused kernel pays while it reaches I/(I + 533) of
-the library's speed: 49 % at I = 512, 66 % at 1024, 79 % at 2048. Not measured on a GPU; `python -m benchmarks.retune` does.
+533/I of the product in the forward and, over a step with frozen W, 2400/I. A fused kernel pays while it reaches
+I/(I + 533) of the library's speed: 49 % at I = 512, 66 % at 1024, 79 % at 2048. Not measured on a GPU;
+`python -m benchmarks.retune` does.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ _forced: Path | None = None
 def linear_path(inputs: int, whole_batch: bool) -> Path:
     """For a linear layer (and a 1x1 convolution in channels_last) of `inputs` features.
 
-    whole_batch: one selection for all samples, known from the index's shape ``[1]``; then the weight is small beside the
-    rows, and one pass over it is cheaper than any over them.
+    whole_batch: one selection for all samples, known from the index's shape ``[1]``; then the weight is small beside
+    the rows, and one pass over it is cheaper than any over them.
     """
     if _forced is not None:
         return _forced if whole_batch or _forced != "fold" else "fused"
@@ -39,7 +40,7 @@ def linear_path(inputs: int, whole_batch: bool) -> Path:
 
 
 def conv_path(inputs: int, taps: int, units: int, pixels: int, whole_batch: bool) -> Path:
-    """For a convolution in channels_last without groups: `pixels` outputs of `units` channels, `inputs` x `taps` each."""
+    """For a convolution in channels_last without groups: `pixels` outputs of `units`, `inputs` x `taps` each."""
     if _forced is not None:
         return _forced if whole_batch or _forced != "fold" else "fused"
     if whole_batch:

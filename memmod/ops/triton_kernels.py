@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
-from memmod.ops.serves import layout, other_dtype, unserved
+from memmod.ops.serves import other_dtype, unserved
 
 _KERNEL = "the Triton kernel"
 # Tile and row numbers are 32 bits wide inside the kernels; addresses are not.
@@ -102,7 +102,9 @@ def _supports_backward(
 
 
 def _supports_output(x: Tensor, memory: Tensor, index: Tensor, dim: int, *rest: Any) -> str | None:
-    return _unserved(x, memory) or layout(_KERNEL, x, dim)
+    if x.dim() < 2 or dim in (0, -x.dim()):
+        return f"{_KERNEL} gates a dim behind the rows"
+    return _unserved(x, memory)
 
 
 def _supports_output_backward(

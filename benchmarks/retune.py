@@ -1,0 +1,127 @@
+"""`python -m benchmarks.retune [paths] [tiles]`: measures the kernels' paths and tiles on this GPU, prints the tables.
+
+The tables are `TABLE` of kernels/memmod_kernels/paths.py and the entries for this card's architecture of `MATMUL` in
+kernels/memmod_kernels/configs.py; what is printed replaces them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from memmod.ops import dispatch, triton_kernels
+
+if TYPE_CHECKING:
+    from benchmarks.tuning import Measure, Point
+
+TABLES = ("paths", "tiles")
+
+
+class WrongResult(Exception):
+    """A candidate computes something else: its time means nothing."""
+
+
+def unusable() -> str | None:
+    """Why nothing can be measured here, or None."""
+    if not torch.cuda.is_available():
+        return "it measures on an NVIDIA GPU, and torch sees none"
+    if triton_kernels.interpreted():
+        return "TRITON_INTERPRET=1 runs the kernels on the CPU: unset it"
+    return triton_kernels.unusable()
+
+
+@functools.lru_cache(maxsize=1)
+def expected(shape: Point, device: str) -> list[tuple[Tensor, float]]:
+    """Of each tensor of a point's result the exact value, and the error that it may have.
+
+    That is 2 x the error of plain PyTorch + eps x the largest magnitude that the sums of absolute values reach.
+    """
+    from benchmarks.tuning import EXACT, GIVEN, POSITIVE
+
+    forced = dispatch.get_backend()
+    dispatch.set_backend("reference")
+    try:
+        plain, exact, positive = (shape.prepare(device, kind)() for kind in (GIVEN, EXACT, POSITIVE))
+    finally:
+        dispatch.set_backend(forced)
+    eps = torch.finfo(plain[0].dtype).eps
+    return [
+        (right, 2 * _largest(naive.double() - right) + eps * _largest(magnitude))
+        for naive, right, magnitude in zip(plain, exact, positive, strict=True)
+    ]
+
+
+def check(point: Point, got: Sequence[Tensor], device: str) -> None:
+    """Raises WrongResult where a point's tensors are not within their bounds."""
+    for tensor, (exact, bound) in zip(got, expected(point.shape, device), strict=True):
+        error = _largest(tensor.double() - exact)
+        # NaN is no number within the bound.
+        if not error <= bound:
+            raise WrongResult(f"off by {error:.2e} > {bound:.2e}")
+
+
+def _largest(t: Tensor) -> float:
+    return t.abs().max().item()
+
+
+def measurer(device: str, report: bool = True) -> Measure:
+    """Checks a point's result, then times it with `triton.testing.do_bench`."""
+    import triton.testing
+
+    from memmod.kernels import paths
+
+    def measure(point: Point) -> float:
+        paths.force(getattr(point, "path", None))
+        try:
+            run = point.prepare(device)
+            check(point, run(), device)
+            seconds = triton.testing.do_bench(run, return_mode="median") / 1e3
+        finally:
+            paths.force(None)
+        if report:
+            print(f"{seconds * 1e6:9.1f} µs  {point}", file=sys.stderr)
+        return seconds
+
+    return measure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.retune", description=__doc__)
+    parser.add_argument("tables", nargs="*", metavar="paths|tiles", help="only these tables")
+    named = parser.parse_args(arguments).tables or TABLES
+    unknown = [name for name in named if name not in TABLES]
+    if unknown:
+        parser.error(f"there is no table {unknown[0]!r}: use {' or '.join(TABLES)}")
+    reason = unusable()
+    if reason is not None:
+        print(f"benchmarks.retune cannot run here: {reason}", file=sys.stderr)
+        return 1
+    import triton
+
+    from benchmarks import tuning
+    from memmod.kernels.configs import architecture
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    where = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, triton {triton.__version__}"
+    measure = measurer(str(device))
+    dispatch.set_backend("triton")
+    try:
+        if "paths" in named:
+            print("# kernels/memmod_kernels/paths.py")
+            print(tuning.paths_table(measure, tuning.path_points(), where))
+        if "tiles" in named:
+            print("# kernels/memmod_kernels/configs.py, in MATMUL")
+            print(tuning.tiles_table(measure, architecture(device), where))
+    finally:
+        dispatch.set_backend(None)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
