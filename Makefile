@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.stamp-memmod
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: demo test bench sanitize lint format clean distclean
+.PHONY: demo test aot bench sanitize lint format clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
@@ -22,7 +22,8 @@ test: $(INSTALLED) $(DEVELOP)
 	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/kernels
 	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
-	@echo "Triton kernels, compiled ahead of time and inspected:"
+
+aot: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
 
 # The op tests that Triton's interpreter serves: neither fp64 nor bf16, and its library products follow the threads.

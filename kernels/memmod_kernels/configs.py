@@ -150,7 +150,7 @@ def row_config(height: int, width: int, dtype: torch.dtype, arch: int, with_sums
     """The blocks of a pass over ``[samples, height, width]``."""
     elements = ROW_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else _interpreted_elements(height * width)
     block_k = min(ROW_CHANNELS if arch != INTERPRETED else 16, triton.next_power_of_2(width))
-    if block_k < 32:
+    if block_k < 32 and arch != INTERPRETED:
         # Narrow rows: an offset for nearly every number; more of them spill.
         elements = min(elements, 1024)
     block_t = min(elements // block_k, 64, triton.next_power_of_2(height))
@@ -163,7 +163,7 @@ def line_config(inner: int, dtype: torch.dtype, arch: int) -> LineConfig:
     """The blocks of a pass over lines of `inner` numbers."""
     elements = LINE_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else _interpreted_elements(inner)
     block_i = min(elements // 4, triton.next_power_of_2(inner))
-    if block_i <= 128:
+    if block_i <= 128 and arch != INTERPRETED:
         elements = min(elements, 1024)
     chunk = min(LINE_CHUNK if arch != INTERPRETED else 2 * block_i, triton.cdiv(inner, block_i) * block_i)
     return LineConfig(elements // block_i, block_i, chunk, 4)

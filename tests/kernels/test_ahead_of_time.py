@@ -51,7 +51,7 @@ def instructions(compiled, tmp_path: Path) -> list[str]:
     cubin.write_bytes(compiled.asm["cubin"])
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/nvdisasm"
     text = subprocess.run([str(tool), "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", text, re.MULTILINE)
+    return re.findall(r"^[ \t]+/\*[0-9a-f]+\*/[ \t]+(?:@!?\w+[ \t]+)?([A-Z][\w.]*)", text, re.MULTILINE)
 
 
 def faults(compiled, arch: int, tmp_path: Path, product: bool, wide: bool) -> list[str]:
