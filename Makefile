@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.stamp-memmod
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 .DELETE_ON_ERROR:
-.PHONY: demo test aot bench sanitize lint format clean distclean
+.PHONY: demo test aot gpu-report aot-triton-3.6 bench sanitize lint format clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
@@ -25,6 +25,19 @@ test: $(INSTALLED) $(DEVELOP)
 
 aot: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+
+gpu-report: $(INSTALLED) $(DEVELOP)
+	$(VENV)/bin/python -m tests.kernels.report
+
+# The same checks with the compiler that some GPU machines have, beside .venv's own.
+TRITON_OLD := build/triton-3.6
+aot-triton-3.6: $(INSTALLED) $(DEVELOP) $(TRITON_OLD)/.stamp
+	PYTHONPATH=$(abspath $(TRITON_OLD)) $(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+
+$(TRITON_OLD)/.stamp: requirements/triton-3.6.txt | $(VENV)/bin/python
+	rm -rf $(@D)
+	$(PIP) --target $(@D) --no-deps -r $<
+	@touch $@
 
 # The op tests that Triton's interpreter serves: neither fp64 nor bf16, and its library products follow the threads.
 INTERPRETED := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv2d.py tests/ops/test_modulate_output.py \

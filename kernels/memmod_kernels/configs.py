@@ -103,8 +103,8 @@ MATMUL: dict[tuple[int, int], tuple[MatmulConfig, ...]] = {
     # An fp32 product is three TF32 products: more registers a tile.
     (80, 4): (
         MatmulConfig(128, 64, 32, 8, 8, 3),
-        MatmulConfig(64, 64, 32, 8, 4, 3),
-        MatmulConfig(16, 64, 32, 8, 4, 4),
+        MatmulConfig(64, 64, 16, 8, 4, 4),
+        MatmulConfig(16, 64, 32, 8, 4, 3),
     ),
     (90, 4): (
         MatmulConfig(128, 64, 32, 8, 8, 3),
@@ -112,7 +112,7 @@ MATMUL: dict[tuple[int, int], tuple[MatmulConfig, ...]] = {
         MatmulConfig(16, 64, 32, 8, 4, 4),
     ),
     (100, 4): (
-        MatmulConfig(128, 64, 32, 8, 8, 3),
+        MatmulConfig(128, 64, 16, 8, 8, 4),
         MatmulConfig(64, 64, 32, 8, 4, 3),
         MatmulConfig(16, 32, 32, 8, 4, 4),
     ),
@@ -138,7 +138,7 @@ def matmul_config(rows: int, columns: int, inner: int, dtype: torch.dtype, arch:
 ROWS, ROW_ELEMENTS = 64, {2: 4096, 4: 2048}
 # For every architecture; the widest block of channels, in numbers of 16 bytes' reach a thread.
 ROW_CHANNELS = 128
-LINE_ELEMENTS, LINE_CHUNK = {2: 4096, 4: 2048}, 4096
+LINE_ELEMENTS, LINE_CHUNK = {2: 2048, 4: 2048}, 4096
 
 
 def _interpreted_elements(size: int) -> int:
@@ -150,7 +150,7 @@ def row_config(height: int, width: int, dtype: torch.dtype, arch: int, with_sums
     """The blocks of a pass over ``[samples, height, width]``."""
     elements = ROW_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else _interpreted_elements(height * width)
     block_k = min(ROW_CHANNELS if arch != INTERPRETED else 16, triton.next_power_of_2(width))
-    if block_k < 32 and arch != INTERPRETED:
+    if block_k < 64 and arch != INTERPRETED:
         # Narrow rows: an offset for nearly every number; more of them spill.
         elements = min(elements, 1024)
     block_t = min(elements // block_k, 64, triton.next_power_of_2(height))
@@ -172,7 +172,7 @@ def line_config(inner: int, dtype: torch.dtype, arch: int) -> LineConfig:
 def class_sums_config(samples: int, classes: int, width: int, arch: int) -> ClassSumsConfig:
     """The blocks of the sums by class of ``[samples, width]``."""
     block_k = min(128, triton.next_power_of_2(width))
-    block_b = min(16, triton.next_power_of_2(samples))
+    block_b = 8
     # Programs for every multiprocessor, or one that takes all samples where classes and channels are enough.
     split = max(block_b, 256 if classes * triton.cdiv(width, block_k) < 256 else 4096)
     if arch == INTERPRETED:
