@@ -22,6 +22,8 @@ test: $(INSTALLED) $(DEVELOP)
 	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/kernels
 	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
+	@echo "Triton kernels, compiled ahead of time and inspected:"
+	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
 
 aot: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels

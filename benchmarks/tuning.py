@@ -96,7 +96,7 @@ class TilePoint(NamedTuple):
 
     def chosen(self, arch: int) -> MatmulConfig:
         """The tiles that the table now in force gives the product."""
-        return matmul_config(self.rows, self.columns, self.inner, DTYPES[self.dtype], arch)
+        return matmul_config(self.rows, self.columns, DTYPES[self.dtype], arch)
 
     def prepare(self, device: str, kind: str = GIVEN) -> Step:
         """The product as a function that returns (y,)."""

@@ -124,8 +124,8 @@ MATMUL: dict[tuple[int, int], tuple[MatmulConfig, ...]] = {
 PROCESSORS = {80: 108, 90: 132, 100: 148, INTERPRETED: 2}
 
 
-def matmul_config(rows: int, columns: int, inner: int, dtype: torch.dtype, arch: int) -> MatmulConfig:
-    """The tiles of a product ``[rows, inner]`` x ``[inner, columns]``."""
+def matmul_config(rows: int, columns: int, dtype: torch.dtype, arch: int) -> MatmulConfig:
+    """The tiles of a product with ``[rows, columns]`` outputs."""
     table = MATMUL[arch, dtype.itemsize]
     for config in table[:-1]:
         tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
@@ -136,9 +136,9 @@ def matmul_config(rows: int, columns: int, inner: int, dtype: torch.dtype, arch:
 
 # Elements of a block, and rows that one program sums: 32 or 16 numbers a thread, and enough programs.
 ROWS, ROW_ELEMENTS = 64, {2: 4096, 4: 2048}
-# For every architecture; the widest block of channels, in numbers of 16 bytes' reach a thread.
+# The widest block of channels.
 ROW_CHANNELS = 128
-LINE_ELEMENTS, LINE_CHUNK = {2: 2048, 4: 2048}, 4096
+LINE_ELEMENTS, LINE_CHUNK = 2048, 4096
 
 
 def _interpreted_elements(size: int) -> int:
@@ -153,15 +153,15 @@ def row_config(height: int, width: int, dtype: torch.dtype, arch: int, with_sums
     if block_k < 64 and arch != INTERPRETED:
         # Narrow rows: an offset for nearly every number; more of them spill.
         elements = min(elements, 1024)
-    block_t = min(elements // block_k, 64, triton.next_power_of_2(height))
+    block_t = min(elements // block_k, ROWS, triton.next_power_of_2(height))
     block_b = elements // (block_k * block_t)
-    chunk = max(block_t, ROWS) if with_sums and height > block_t else block_t
+    chunk = ROWS if with_sums and height > block_t else block_t
     return RowConfig(block_b, block_t, block_k, chunk, 4)
 
 
-def line_config(inner: int, dtype: torch.dtype, arch: int) -> LineConfig:
+def line_config(inner: int, arch: int) -> LineConfig:
     """The blocks of a pass over lines of `inner` numbers."""
-    elements = LINE_ELEMENTS[dtype.itemsize] if arch != INTERPRETED else _interpreted_elements(inner)
+    elements = LINE_ELEMENTS if arch != INTERPRETED else _interpreted_elements(inner)
     block_i = min(elements // 4, triton.next_power_of_2(inner))
     if block_i <= 128 and arch != INTERPRETED:
         elements = min(elements, 1024)
@@ -169,12 +169,13 @@ def line_config(inner: int, dtype: torch.dtype, arch: int) -> LineConfig:
     return LineConfig(elements // block_i, block_i, chunk, 4)
 
 
-def class_sums_config(samples: int, classes: int, width: int, arch: int) -> ClassSumsConfig:
-    """The blocks of the sums by class of ``[samples, width]``."""
+def class_sums_config(classes: int, width: int, arch: int) -> ClassSumsConfig:
+    """The blocks of the sums by class of `width` channels."""
     block_k = min(128, triton.next_power_of_2(width))
+    # 16 spill on sm_90 and sm_100.
     block_b = 8
     # Programs for every multiprocessor, or one that takes all samples where classes and channels are enough.
-    split = max(block_b, 256 if classes * triton.cdiv(width, block_k) < 256 else 4096)
+    split = 256 if classes * triton.cdiv(width, block_k) < 256 else 4096
     if arch == INTERPRETED:
         block_k, split = min(64, block_k), 2 * block_b
     return ClassSumsConfig(split, block_b, block_k, 4)
@@ -204,8 +205,8 @@ def every_config(arch: int, itemsize: int) -> dict[str, tuple[Any, ...]]:
     dtype = torch.float32 if itemsize == 4 else torch.bfloat16
     sizes = [2**n for n in range(0, 15)]
     rows = {row_config(t, k, dtype, arch, s) for t in sizes for k in sizes for s in (False, True)}
-    lines = {line_config(i, dtype, arch) for i in sizes}
-    sums = {class_sums_config(b, c, k, arch) for b in sizes for c in (1, 1000) for k in sizes}
+    lines = {line_config(i, arch) for i in sizes}
+    sums = {class_sums_config(c, k, arch) for c in (1, 1000) for k in sizes}
     return {
         "matmul": MATMUL[arch, itemsize],
         "rows": tuple(sorted(rows)),

@@ -154,7 +154,7 @@ def conv2d(
     if y.numel() == 0:
         return y, saved
     pixels = images * size[0] * size[1]
-    config = config or matmul_config(pixels, units, weight[0].numel(), x.dtype, architecture(x.device))
+    config = config or matmul_config(pixels, units, x.dtype, architecture(x.device))
     samples = next((gates.samples for gates in (in_gates, out_gates) if gates is not None), 1)
     tiles = triton.cdiv(pixels, config.block_m) * triton.cdiv(units, config.block_n)
     modulated_conv2d_kernel[(min(tiles, programs(x.device, config)),)](
@@ -220,7 +220,9 @@ def modulated_conv2d(
         gates = {"in_gates": s_in, "out_gates": s_out, "bias": bias, "bias_gated": gate_bias, "keep": keep}
         if _pointwise(weight, stride, padding):
             y = _channels_last(x, weight.shape[0], size)
-            saved = matmul(_rows(x), weight.reshape(weight.shape[:2]), y, b_columns=True, **gates)
+            saved = matmul(
+                _rows(x), weight.reshape(weight.shape[:2]), y, b_columns=True, tf32=torch.backends.cudnn.conv, **gates
+            )
         else:
             weight = weight.permute(0, 2, 3, 1).contiguous()
             y, saved = conv2d(x, weight, size, stride=stride, padding=padding, dilation=dilation, **gates)
@@ -257,7 +259,9 @@ def modulated_conv2d_backward(
     need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
     memory_format = conv_memory_format(dy, weight) if weight is not None else conv_memory_format(dy)
     dy = dy.contiguous(memory_format=memory_format)
-    s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
+    s_in = s_out = None
+    if need_dx or need_dinput or need_dweight or (need_dbias and gate_bias):
+        s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
     dx = dz = dweight = dbias = dmemory = dinput = None
     need_product = need_dx or need_dinput
     late = need_dinput and gate == "identity"
@@ -301,7 +305,14 @@ def modulated_conv2d_backward(
             gates = {"in_gates": s_out, "out_gates": None if late else s_in}
             if _pointwise(weight, stride, padding):
                 dx = _channels_last(dy, x_shape[1], x_shape[2:])
-                matmul(_rows(dy), weight.reshape(weight.shape[:2]), dx, b_columns=False, **gates)
+                matmul(
+                    _rows(dy),
+                    weight.reshape(weight.shape[:2]),
+                    dx,
+                    b_columns=False,
+                    tf32=torch.backends.cudnn.conv,
+                    **gates,
+                )
             else:
                 turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
                 dx, _ = conv2d(dy, turned, x_shape[2:], stride=(1, 1), padding=reach, dilation=dilation, **gates)

@@ -115,6 +115,7 @@ def matmul(
     bias_gated: bool = True,
     keep: str | None = None,
     config: MatmulConfig | None = None,
+    tf32: object | None = None,
 ) -> Tensor | None:
     """y = s_out ⊙ ((s_in ⊙ a) b + bias) in a's dtype, with fp32 sums; returns what `keep` asks for.
 
@@ -125,12 +126,13 @@ def matmul(
         bias_gated: False adds bias behind s_out.
         keep: "gated" returns s_out ⊙ (…) without a bias outside, "ungated" the same without s_out, both like y.
         config: instead of `matmul_config`'s.
+        tf32: the library's setting of fp32 precision that the product obeys; `torch.backends.cuda.matmul` if None.
     """
     (rows, inner), columns = a.shape, b.shape[0 if b_columns else 1]
     saved = torch.empty_like(y) if keep is not None else None
     if y.numel() == 0:
         return saved
-    config = config or matmul_config(rows, columns, inner, a.dtype, architecture(a.device))
+    config = config or matmul_config(rows, columns, a.dtype, architecture(a.device))
     samples = next((gates.samples for gates in (in_gates, out_gates) if gates is not None), 1)
     height = rows // samples
     tiles = triton.cdiv(rows, config.block_m) * triton.cdiv(columns, config.block_n)
@@ -153,7 +155,7 @@ def matmul(
         BIAS_GATED=bias_gated,
         SAVE_UNGATED=keep == "ungated",
         PAIR=height >= config.block_m,
-        PRECISION=precision(a.dtype, torch.backends.cuda.matmul),
+        PRECISION=precision(a.dtype, tf32 or torch.backends.cuda.matmul),
         **config.launch(),
     )
     return saved
@@ -233,7 +235,9 @@ def modulated_linear_backward(
     inputs = x_shape[-1]
     rows = dy.flatten(0, -2).contiguous()
     kept = None if saved is None else saved.flatten(0, -2).contiguous()
-    s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
+    s_in = s_out = None
+    if need_dx or need_dinput or need_dweight or (need_dbias and gate_bias):
+        s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
     dx = dweight = dbias = dmemory = dinput = None
     need_product = need_dx or need_dinput
     path = linear_path(inputs, whole_batch=index.shape[0] == 1 and not need_dinput)

@@ -173,7 +173,7 @@ def launch(
             x, other, bias, out, sums, table, rows, height, samples, classes, width, chunks, **config.launch()
         )
         return sums
-    config = line_config(inner, x.dtype, arch)
+    config = line_config(inner, arch)
     chunks = triton.cdiv(inner, config.chunk)
     lines = view.rows * width
     sums = x.new_empty(samples, height * chunks, width, dtype=torch.float32) if with_sums else None

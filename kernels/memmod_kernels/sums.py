@@ -88,7 +88,7 @@ def class_sums(
     samples, (classes, width) = index.shape[0], memory.shape
     parts = a.numel() // (samples * width)
     sets = index.numel() // samples
-    config = config or class_sums_config(samples, classes, width, architecture(a.device))
+    config = config or class_sums_config(classes, width, architecture(a.device))
     splits = triton.cdiv(samples, config.split)
     sums = memory.new_empty(splits, classes, width)
     class_sums_kernel[(classes, triton.cdiv(width, config.block_k), splits)](

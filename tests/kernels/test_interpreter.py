@@ -93,7 +93,7 @@ def test_memory_gradient_of_samples_split_in_chunks(shape, gate):
         config = row_config(shape[1], shape[2], torch.float32, INTERPRETED, True)
         length = shape[1]
     else:
-        config = line_config(shape[2], torch.float32, INTERPRETED)
+        config = line_config(shape[2], INTERPRETED)
         length = shape[2]
     assert length > 2 * config.chunk  # three chunks, the last one not full
     dy, y, memory = randn(*shape), randn(*shape, seed=1), randn(5, 20, seed=2)
@@ -130,7 +130,7 @@ def test_memory_gradient_is_the_same_without_the_gated_gradient():
 @pytest.mark.parametrize("terms", [1, 3])
 def test_class_sums_of_several_splits(terms):
     samples, classes, width = 75, 6, 40
-    config = class_sums_config(samples, classes, width, INTERPRETED)
+    config = class_sums_config(classes, width, INTERPRETED)
     assert samples > 2 * config.split
     index = torch.randint(-1, classes - 1, (samples, 3), generator=torch.Generator().manual_seed(0))
     a, memory = randn(samples, terms, width), randn(classes, width, seed=2)
@@ -147,7 +147,7 @@ def test_class_sums_of_several_splits(terms):
 
 def test_identity_gate_on_sets_of_several_splits():
     samples, classes, width = 75, 6, 40
-    assert samples > 2 * class_sums_config(samples, classes, width, INTERPRETED).split
+    assert samples > 2 * class_sums_config(classes, width, INTERPRETED).split
     index = torch.randint(-1, classes, (samples, 3), generator=torch.Generator().manual_seed(0))
     assert any(len(set(row)) < 3 for row in index.tolist())  # a class twice in a set
     x, dy, memory = randn(samples, width), randn(samples, width, seed=1), randn(classes, width, seed=2)
