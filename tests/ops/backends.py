@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from memmod.ops import dispatch
-from tests.ops.problems import Case
+from tests.ops.problems import Case, device_of
 
 
 def backends(op: str) -> list[str]:
@@ -18,7 +18,15 @@ def backends(op: str) -> list[str]:
     return [name for name in available if dispatch.kernel(op, name) is not None]
 
 
+def _marks(backend: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.gpu] if device_of(backend) == "cuda" else []
+
+
 def each_case(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    """Runs a test `(backend, case)` for every case with every backend that has a kernel for its op."""
-    params = [pytest.param(backend, case, id=f"{case}-{backend}") for case in cases for backend in backends(case.op)]
+    """Runs a test `(backend, case)` for every case with every backend of its op; on a GPU with mark `gpu`."""
+    params = [
+        pytest.param(backend, case, id=f"{case}-{backend}", marks=_marks(backend))
+        for case in cases
+        for backend in backends(case.op)
+    ]
     return pytest.mark.parametrize(("backend", "case"), params, indirect=["backend"])

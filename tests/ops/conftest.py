@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from memmod.errors import BackendError
 from memmod.ops import dispatch
+
+# cuBLAS repeats its bits only so, and torch refuses it otherwise where deterministic algorithms are asked for.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.hookimpl(wrapper=True)

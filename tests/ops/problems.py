@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memmod.ops import dispatch, triton_kernels
+
 FLOATS = ("x", "weight", "bias", "memory", "input_memory", "dy")
 
 
@@ -36,6 +38,10 @@ class Problem:
     def map(self, fn: Callable[[Tensor], Tensor]) -> Problem:
         """The same problem with `fn` applied to every floating tensor."""
         return dataclasses.replace(self, **{n: fn(t) for n in FLOATS if (t := getattr(self, n)) is not None})
+
+    def to(self, device: str) -> Problem:
+        """The same problem on another device, every tensor with the strides that it has here."""
+        return self.map(lambda t: place(t, device)).replace(index=place(self.index, device))
 
     def replace(self, **changes: Any) -> Problem:
         return dataclasses.replace(self, **changes)
@@ -88,8 +94,22 @@ class Case:
         return ",".join(parts)
 
     def draw(self, seed: int = 0) -> Problem:
-        """Random inputs of this case; the same seed gives the same ones."""
-        return _DRAW[self.op](self, torch.Generator().manual_seed(seed))
+        """Random inputs of this case, where the forced backend runs; the same seed gives the same ones."""
+        return _DRAW[self.op](self, torch.Generator().manual_seed(seed)).to(device_of(dispatch.get_backend()))
+
+
+def device_of(backend: str | None) -> str:
+    """Where the tests run a backend: GPU kernels on the GPU, unless something executes them on the CPU."""
+    on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available() and not triton_kernels.interpreted()
+    return "cuda" if on_gpu else "cpu"
+
+
+def place(t: Tensor, device: str) -> Tensor:
+    """t on `device` with its own strides, whatever it shares or leaves out."""
+    if t.device.type == device or t.numel() == 0:
+        return t.to(device)
+    whole = t.as_strided((t.untyped_storage().nbytes() // t.element_size(),), (1,), 0)
+    return whole.to(device).as_strided(t.shape, t.stride(), t.storage_offset())
 
 
 def select(pattern: str, samples: int, classes: int, g: torch.Generator) -> Tensor:

@@ -58,3 +58,14 @@ def test_plain_pytorch_in_fp64_is_the_oracle(case):
     plain, oracle = run_plain(problem), run_oracle(problem)
     for name in oracle:
         torch.testing.assert_close(plain[name], oracle[name], rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided", "expanded", "one number", "channels_last"])
+def test_problems_keep_their_layout_on_another_device(layout):
+    case = Case("modulate_output", (6, 5, 3, 4), "strided", layout=layout, dy_layout=layout)
+    problem = case.draw()
+    moved = problem.to("meta")
+    for name in ("x", "dy", "memory", "index"):
+        here, there = getattr(problem, name), getattr(moved, name)
+        assert there.is_meta
+        assert (there.shape, there.stride(), there.dtype) == (here.shape, here.stride(), here.dtype)

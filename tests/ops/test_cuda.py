@@ -47,7 +47,7 @@ NEEDS = ("x", "memory", "input_memory")
 
 
 def on_device(problem: Problem) -> Problem:
-    return problem.map(torch.Tensor.cuda).replace(index=problem.index.cuda())
+    return problem.to("cuda")
 
 
 @pytest.fixture(params=["fused", "library"])

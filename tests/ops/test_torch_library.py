@@ -18,6 +18,8 @@ OUTPUT = Case("modulate_output", (6, 5, 3, 4), "mixed", layout="transposed")
 CASES = [LINEAR, CONV, OUTPUT]
 
 each_op = pytest.mark.parametrize("case", CASES, ids=lambda c: c.op)
+DEVICES = ["cpu"] + [pytest.param("cuda", marks=pytest.mark.gpu)] * torch.cuda.is_available()
+each_device = pytest.mark.parametrize("device", DEVICES)
 
 
 def learnable(problem: Problem) -> Problem:
@@ -34,17 +36,19 @@ def backward_args(problem: Problem, needs: list[bool]) -> tuple:
     return *args, problem.index, saved, problem.gate, problem.gate_bias, *problem.args[9:], needs
 
 
+@each_device
 @each_op
-def test_opcheck_forward(case):
-    problem = case.draw()
+def test_opcheck_forward(case, device):
+    problem = case.draw().to(device)
     op = getattr(torch.ops.memmod, case.op).default
     opcheck(op, problem.args)
     opcheck(op, learnable(problem).args)
 
 
+@each_device
 @each_op
-def test_opcheck_backward(case):
-    problem = case.draw()
+def test_opcheck_backward(case, device):
+    problem = case.draw().to(device)
     op = getattr(torch.ops.memmod, f"{case.op}_backward").default
     present = [getattr(problem, name) is not None for name in problem.learnable]
     opcheck(op, backward_args(problem, present))
@@ -56,13 +60,14 @@ LAYOUTS = ["contiguous", "channels_last", "weights channels_last", "transposed",
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("keep_gated", [False, True])
+@each_device
 @each_op
-def test_fakes_have_the_real_shapes_and_strides(case, layout, keep_gated):
+def test_fakes_have_the_real_shapes_and_strides(case, layout, keep_gated, device):
     if case.op == "modulated_linear" and "channels_last" in layout:
         layout = "contiguous"
     values = {f: getattr(case, f) for f in case.__dataclass_fields__}
     values |= {"layout": layout, "dy_layout": layout.removeprefix("weights "), "keep_gated": keep_gated}
-    problem = Case(**values).draw()
+    problem = Case(**values).draw().to(device)
     needs = [getattr(problem, name) is not None for name in problem.learnable]
     calls = [
         (getattr(torch.ops.memmod, case.op).default, problem.args),
