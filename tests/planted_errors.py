@@ -1,0 +1,51 @@
+"""docs/planted-errors.md: every planted error and the check that catches it. `python -m tests.planted_errors` writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.kernels.planted import PLANTS
+
+DOCUMENT = Path(__file__).resolve().parents[1] / "docs/planted-errors.md"
+HEAD = """# Planted errors, and what catches them
+
+A check that has never failed proves nothing. The tests plant each of these errors in a copy of the kernels and require
+that the check meant for it fails; without the error the same check passes. Written by `python -m tests.planted_errors`;
+`make test` runs every line, and fails if this file is out of date.
+"""
+TRITON = """## Triton kernels
+
+- **lint: RULE** reads the kernels' source (`tests/kernels/lint.py`).
+- **bound**: the kernel, run by Triton's interpreter, leaves the error bound against the fp64 oracle; outputs start as NaN.
+- **zero**: the gradient of a class that no sample selects is not exactly 0.
+- **guard**: bytes around an output are changed.
+- **reads**: a load or store lies outside of its argument.
+- **machine code**: compiled for sm_80, sm_90 and sm_100, and inspected (`tests/kernels/aot.py`).
+"""
+# What tests/kernels/test_ahead_of_time_planted.py plants.
+MACHINE_CODE = (
+    ("an oversized tile", "spills: local loads and stores"),
+    ("a tile with too many stages", "shared memory beyond the architecture's limit"),
+    ("an atomic for a sum", "atomics on global memory"),
+    ("strides that leave no 16-byte accesses", "too few 16-byte loads and stores"),
+    ("a product without tensor cores", "no tensor-core instruction"),
+    ("a changed number of registers", "another line than the committed report's"),
+)
+
+
+def table(*rows: tuple[str, ...]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+
+def text() -> str:
+    """The document."""
+    heads = ("error", "file", "caught by"), ("---",) * 3
+    source = [(plant.name, plant.file, plant.check) for plant in PLANTS]
+    machine = [(error, "", f"machine code: {finding}") for error, finding in MACHINE_CODE]
+    return "\n".join([HEAD, TRITON, table(*heads, *source, *machine)])
+
+
+if __name__ == "__main__":
+    beside = DOCUMENT.with_suffix(".tmp")
+    beside.write_text(text())
+    beside.replace(DOCUMENT)
