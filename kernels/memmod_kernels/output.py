@@ -3,9 +3,7 @@ once, writes dx and sums their products."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -15,6 +13,7 @@ from torch import Tensor
 from memmod.kernels.configs import architecture, line_config, row_config
 from memmod.kernels.gates import GateTable, gate_table, table_gates, table_row
 from memmod.kernels.sums import class_sums
+from memmod.ops.layout import Channels, channels, laid_out, like
 
 
 @triton.jit
@@ -127,28 +126,6 @@ def modulate_lines_kernel(
         tl.store(sums + (o_row * CHUNKS + i_chunk) * K + o_k, b_sum, mask=m_l)
 
 
-class Channels(NamedTuple):
-    """A tensor seen as ``[rows, K, inner]``, in the order of its storage."""
-
-    rows: int
-    width: int
-    inner: int
-    channels_last: bool
-
-
-def channels(x: Tensor, dim: int) -> Channels:
-    """How a contiguous or channels_last x has its channels at `dim`."""
-    dim %= x.dim()
-    if dim == 1 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return Channels(x.shape[0] * x.shape[2] * x.shape[3], x.shape[1], 1, True)
-    return Channels(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]), False)
-
-
-def laid_out(x: Tensor, like: Channels) -> Tensor:
-    """x in the layout that `like` names; itself if it has it."""
-    return x.contiguous(memory_format=torch.channels_last if like.channels_last else torch.contiguous_format)
-
-
 def launch(
     x: Tensor,
     view: Channels,
@@ -252,9 +229,3 @@ def modulate_output_backward(
         return like(dy, modulate(dy, s, dim)) if needs[0] else dy.new_empty(0), memory.new_empty(0)
     dx, dmemory = memory_gradient(dy, saved, memory, index, gate, dim, gates=s)
     return dy.new_empty(0) if dx is None else like(dy, dx), dmemory
-
-
-def like(x: Tensor, y: Tensor) -> Tensor:
-    """y in the strides that a new tensor like x has; a copy only where x is neither contiguous nor channels_last."""
-    strides = torch.empty_like(x, device="meta").stride()
-    return y if y.stride() == strides else torch.empty_like(x).copy_(y)

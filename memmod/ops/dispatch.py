@@ -17,7 +17,11 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 # Tried in this order for tensors of that device, before the reference.
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 # Modules whose `register()` fills the table, imported at the first op call.
-_PROVIDERS = {"cpu": "memmod.ops.extension", "triton": "memmod.ops.triton_kernels"}
+_PROVIDERS = {
+    "cpu": "memmod.ops.extension",
+    "triton": "memmod.ops.triton_kernels",
+    "cuda": "memmod.ops.cuda_kernels",
+}
 
 Supports = Callable[..., "str | None"]
 

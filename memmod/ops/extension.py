@@ -19,7 +19,7 @@ from memmod.ops.serves import layout, other_dtype, unserved
 
 PACKAGE = Path(__file__).resolve().parent.parent
 _KERNEL = "the CPU kernel"
-_REBUILD = "run `pip install --no-build-isolation .` in memmod's source folder"
+REBUILD = "run `pip install --no-build-isolation .` in memmod's source folder"
 
 
 def build_info(package: Path = PACKAGE) -> dict[str, Any] | None:
@@ -35,14 +35,14 @@ def unusable(package: Path = PACKAGE) -> str | None:
     """Why the extension in `package` cannot be loaded by this torch, or None if it can."""
     info = build_info(package)
     if info is None:
-        return f"memmod in {package} was not built; {_REBUILD}"
+        return f"memmod in {package} was not built; {REBUILD}"
     name = info.get("extension")
     if not name:
-        return f"memmod in {package} has no compiled extension, because {info.get('reason')}; {_REBUILD}"
+        return f"memmod in {package} has no compiled extension, because {info.get('reason')}; {REBUILD}"
     if not (package / name).is_file():
-        return f"the compiled extension {package / name} is missing; {_REBUILD}"
+        return f"the compiled extension {package / name} is missing; {REBUILD}"
     if info.get("torch") != torch.__version__:
-        return f"it was built for torch {info.get('torch')}, and this is torch {torch.__version__}; {_REBUILD}"
+        return f"it was built for torch {info.get('torch')}, and this is torch {torch.__version__}; {REBUILD}"
     return None
 
 
@@ -91,7 +91,7 @@ def _load(library: Path) -> str | None:
         spec.loader.exec_module(loaded)
         sys.modules[spec.name] = loaded
     except (ImportError, OSError, RuntimeError) as error:
-        return f"{library} cannot be loaded: {error}; {_REBUILD}"
+        return f"{library} cannot be loaded: {error}; {REBUILD}"
     _module = loaded
     return None
 

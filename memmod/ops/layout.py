@@ -1,6 +1,9 @@
-"""The memory format that a convolution's results have: the same rule for kernels, the reference and fakes."""
+"""The order in which results are stored, the same for kernels, the reference and fakes; tensors seen by channels."""
 
 from __future__ import annotations
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,3 +25,31 @@ def _suggests_channels_last(t: Tensor) -> bool:
             return False
         smallest = stride[d] * t.shape[d] if t.shape[d] > 1 else stride[d]
     return True
+
+
+class Channels(NamedTuple):
+    """A tensor seen as ``[rows, K, inner]``, in the order of its storage."""
+
+    rows: int
+    width: int
+    inner: int
+    channels_last: bool
+
+
+def channels(x: Tensor, dim: int) -> Channels:
+    """How a contiguous or channels_last x has its channels at `dim`."""
+    dim %= x.dim()
+    if dim == 1 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return Channels(x.shape[0] * x.shape[2] * x.shape[3], x.shape[1], 1, True)
+    return Channels(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]), False)
+
+
+def laid_out(x: Tensor, like: Channels) -> Tensor:
+    """x in the layout that `like` names; itself if it has it."""
+    return x.contiguous(memory_format=torch.channels_last if like.channels_last else torch.contiguous_format)
+
+
+def like(x: Tensor, y: Tensor) -> Tensor:
+    """y in the strides that a new tensor like x has; a copy only where x is neither contiguous nor channels_last."""
+    strides = torch.empty_like(x, device="meta").stride()
+    return y if y.stride() == strides else torch.empty_like(x).copy_(y)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memmod.ops import dispatch, triton_kernels
+from memmod.ops import cuda_kernels, dispatch, triton_kernels
 
 FLOATS = ("x", "weight", "bias", "memory", "input_memory", "dy")
 
@@ -100,8 +100,8 @@ class Case:
 
 def device_of(backend: str | None) -> str:
     """Where the tests run a backend: GPU kernels on the GPU, unless something executes them on the CPU."""
-    on_gpu = backend in ("triton", "cuda") and torch.cuda.is_available() and not triton_kernels.interpreted()
-    return "cuda" if on_gpu else "cpu"
+    device = {"triton": "cpu" if triton_kernels.interpreted() else "cuda", "cuda": cuda_kernels.device_type()}
+    return device.get(backend, "cpu") if torch.cuda.is_available() else "cpu"
 
 
 def place(t: Tensor, device: str) -> Tensor:

@@ -1,0 +1,104 @@
+// The kernels as torch ops by PyTorch's stable ABI, for memmod/ops/cuda_kernels.py: they write into tensors that exist,
+// and take every tensor as contiguous in the order that kernels.h gives. Shapes and options are checked in Python.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+#include "kernels.h"
+
+namespace memmod {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+Type type_of(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  if (type == ScalarType::Float) return Type::fp32;
+  if (type == ScalarType::BFloat16) return Type::bf16;
+  STD_TORCH_CHECK(type == ScalarType::Half, "memmod's CUDA kernels serve fp32, bf16 and fp16");
+  return Type::fp16;
+}
+
+const void* read(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
+void* write(const Optional& t) { return t ? t->mutable_data_ptr() : nullptr; }
+
+Selection selection(const Optional& memory, const Optional& index, int64_t gate) {
+  if (!memory || !index) return {};
+  STD_TORCH_CHECK(memory->scalar_type() == ScalarType::Float && index->scalar_type() == ScalarType::Long,
+                  "a memory is fp32, an index int64");
+  const int64_t sets = index->dim() == 1 ? 1 : index->size(1);
+  return {static_cast<const float*>(memory->const_data_ptr()),
+          static_cast<const int64_t*>(index->const_data_ptr()),
+          memory->size(0),
+          memory->size(1),
+          sets,
+          static_cast<Gate>(gate)};
+}
+
+// The current stream of x's device, which is the current device while this lives.
+class Place {
+ public:
+#ifdef MEMMOD_HOST
+  explicit Place(const Tensor&) {}
+#else
+  explicit Place(const Tensor& x) : guard_(x.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+#ifndef MEMMOD_HOST
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  cudaStream_t stream_{};
+};
+
+// sizes: samples, rows, width, inner, chunk
+void modulate_op(Tensor x, Optional other, Optional bias, Optional y, Optional sums, Optional memory, Optional index,
+                 int64_t gate, Sizes sizes) {
+  const Place place(x);
+  modulate(type_of(x),
+           {x.const_data_ptr(), read(other), read(bias), write(y), static_cast<float*>(write(sums)),
+            selection(memory, index, gate), sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]},
+           place.stream());
+}
+
+void class_sums_op(Tensor a, Optional b, Tensor dmemory, Tensor memory, Tensor index, int64_t gate, int64_t parts) {
+  const Place place(a);
+  class_sums(type_of(a),
+             {a.const_data_ptr(), read(b), static_cast<float*>(dmemory.mutable_data_ptr()),
+              selection(memory, index, gate), index.size(0), parts},
+             place.stream());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(memmod_cuda, m) {
+  m.def(
+      "modulate(Tensor x, Tensor? other, Tensor? bias, Tensor(a!)? y, Tensor(b!)? sums, Tensor? memory, Tensor? index, "
+      "int gate, int[] sizes) -> ()");
+  m.def(
+      "class_sums(Tensor a, Tensor? b, Tensor(a!) dmemory, Tensor memory, Tensor index, int gate, int parts) -> ()");
+}
+
+#ifdef MEMMOD_HOST
+STABLE_TORCH_LIBRARY_IMPL(memmod_cuda, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(memmod_cuda, CUDA, m) {
+#endif
+  m.impl("modulate", TORCH_BOX(&modulate_op));
+  m.impl("class_sums", TORCH_BOX(&class_sums_op));
+}
+
+}  // namespace memmod

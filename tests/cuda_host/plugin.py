@@ -1,0 +1,54 @@
+"""`pytest -p tests.cuda_host.plugin`: the ops run the CUDA kernels, on CPU tensors, under the host shim.
+
+MEMMOD_CUDA_HOST names the build: plain (the default), asan or tsan. The summary says how many kernels were launched.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+import pytest
+
+from memmod.ops import cuda_kernels, dispatch
+from tests.cuda_host.build import compile_extension, sources
+
+_key = pytest.StashKey[ctypes.CDLL]()
+_others = 0
+
+
+def load(kind: str, files: dict[str, str]) -> ctypes.CDLL:
+    """Compile and load the kernels, and force them; the shim's own functions."""
+    library = compile_extension(kind, files)
+    dispatch.load()
+    reason = cuda_kernels.load(library, "cpu")
+    assert reason is None, reason
+    # Also what `set_backend(None)` returns to.
+    os.environ["MEMMOD_BACKEND"] = "cuda"
+    dispatch.set_backend(None)
+    shim = ctypes.CDLL(str(library))
+    shim.memmod_host_launches.restype = ctypes.c_uint64
+    return shim
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.stash[_key] = load(os.environ.get("MEMMOD_CUDA_HOST", "plain"), sources())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["launches"] = session.config.stash[_key].memmod_host_launches()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    global _others
+    _others += getattr(node, "workeroutput", {}).get("launches", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    shim = config.stash.get(_key, None)
+    launches = _others if shim is None else shim.memmod_host_launches()
+    kind = os.environ.get("MEMMOD_CUDA_HOST", "plain")
+    terminalreporter.write_line(f"CUDA kernel launches executed on the CPU ({kind} build): {launches}")
