@@ -82,6 +82,18 @@ void class_sums_op(Tensor a, Optional b, Tensor dmemory, Tensor memory, Tensor i
              place.stream());
 }
 
+void linear_small_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory,
+                     Optional input_memory, Tensor index, int64_t gate, bool bias_gated, bool ungated) {
+  const int64_t rows = y.numel() / y.size(-1);
+  STD_TORCH_CHECK(rows <= SMALL_ROWS, "linear_small takes ", SMALL_ROWS, " rows at most, not ", rows);
+  const Place place(x);
+  linear_small(type_of(x),
+               {x.const_data_ptr(), weight.const_data_ptr(), read(bias), y.mutable_data_ptr(), write(saved),
+                selection(memory, index, gate), selection(input_memory, index, gate), rows, weight.size(0),
+                weight.size(1), rows / index.size(0), bias_gated, ungated},
+               place.stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(memmod_cuda, m) {
@@ -90,6 +102,9 @@ STABLE_TORCH_LIBRARY(memmod_cuda, m) {
       "int gate, int[] sizes) -> ()");
   m.def(
       "class_sums(Tensor a, Tensor? b, Tensor(a!) dmemory, Tensor memory, Tensor index, int gate, int parts) -> ()");
+  m.def(
+      "linear_small(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, "
+      "Tensor? input_memory, Tensor index, int gate, bool bias_gated, bool ungated) -> ()");
 }
 
 #ifdef MEMMOD_HOST
@@ -99,6 +114,7 @@ STABLE_TORCH_LIBRARY_IMPL(memmod_cuda, CUDA, m) {
 #endif
   m.impl("modulate", TORCH_BOX(&modulate_op));
   m.impl("class_sums", TORCH_BOX(&class_sums_op));
+  m.impl("linear_small", TORCH_BOX(&linear_small_op));
 }
 
 }  // namespace memmod

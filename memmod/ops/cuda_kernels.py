@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memmod.ops import cuda_output, dispatch
+from memmod.ops import cuda_layers, cuda_output, dispatch
 from memmod.ops.extension import PACKAGE, REBUILD, build_info
 from memmod.ops.serves import other_dtype, unserved
 
@@ -85,7 +85,32 @@ def _supports_output_backward(
     return _supports_output(dy, memory, index, dim) or (other_dtype(_KERNEL, dy, saved) if needs[1] else None)
 
 
+def _supports_layer(
+    x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor | None, input_memory: Tensor | None, *rest: Any
+) -> str | None:
+    reason = _unserved(x, memory, input_memory) or other_dtype(_KERNEL, x, weight, bias)
+    return reason or _too_many(x, weight.shape[-1] if weight.dim() == 2 else x.shape[1])
+
+
+def _supports_layer_backward(
+    dy: Tensor,
+    x_shape: Sequence[int],
+    x: Tensor | None,
+    weight: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    *rest: Any,
+) -> str | None:
+    reason = _unserved(dy, memory, input_memory) or other_dtype(_KERNEL, dy, x, weight, saved)
+    # A linear layer's gradient has its units last; a convolution's call has its options before `needs`.
+    return reason or _too_many(dy, dy.shape[1] if len(rest) > 3 else dy.shape[-1])
+
+
 _OPS = {
+    "modulated_linear": (cuda_layers.modulated_linear, _supports_layer),
+    "modulated_linear_backward": (cuda_layers.modulated_linear_backward, _supports_layer_backward),
     "modulate_output": (cuda_output.modulate_output, _supports_output),
     "modulate_output_backward": (cuda_output.modulate_output_backward, _supports_output_backward),
 }

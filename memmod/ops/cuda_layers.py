@@ -1,0 +1,137 @@
+"""memmod::modulated_linear and memmod::modulated_conv2d by the CUDA C++ kernels: own products where cuda_paths.py says
+so, else the library's and the tail behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memmod.ops.cuda_output import GATES, Selected, memory_gradient, modulate, selected, sums_along
+from memmod.ops.cuda_paths import SMALL_ROWS
+from memmod.ops.layout import conv_memory_format
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def modulated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    keep_gated: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y ``[k·B, …, O]``, saved) for x ``[k·B, …, I]``, weight ``[O, I]``."""
+    units = weight.shape[0]
+    rows = x.flatten(0, -2).contiguous()
+    s_in, s_out = selected(input_memory, index, gate), selected(memory, index, gate)
+    keep = _keep(keep_gated, memory, gate)
+    if 0 < rows.shape[0] <= SMALL_ROWS and units > 0:
+        y = rows.new_empty(rows.shape[0], units)
+        saved = torch.empty_like(y) if keep is not None else None
+        memories = (None if s_out is None else s_out.memory, None if s_in is None else s_in.memory)
+        bias = None if bias is None else bias.contiguous()
+        torch.ops.memmod_cuda.linear_small.default(
+            rows,
+            weight.contiguous(),
+            bias,
+            y,
+            saved,
+            *memories,
+            index.contiguous(),
+            GATES[gate],
+            gate_bias,
+            keep == "ungated",
+        )
+    else:
+        gated_x = rows if s_in is None else modulate(rows, s_in, -1)
+        y, saved = _finish(F.linear(gated_x, weight, bias if gate_bias else None), s_out, bias, gate_bias, keep, -1)
+    shape = (*x.shape[:-1], units)
+    y = torch.ops.aten._unsafe_view.default(y, shape)
+    return y, y.new_empty(0) if saved is None else torch.ops.aten._unsafe_view.default(saved, shape)
+
+
+def modulated_linear_backward(
+    dy: Tensor,
+    x_shape: Sequence[int],
+    x: Tensor | None,
+    weight: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    gate: str,
+    gate_bias: bool,
+    needs: Sequence[bool],
+) -> Gradients:
+    """(dx, dweight, dbias, dmemory, dinput_memory); what `needs` does not ask for is an empty ``[0]`` tensor."""
+    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
+    rows = dy.flatten(0, -2).contiguous()
+    kept = None if saved is None else saved.flatten(0, -2)
+    s_in, s_out = selected(input_memory, index, gate), selected(memory, index, gate)
+    dx = dweight = dbias = dinput = None
+    dz, dmemory = _through_gates(rows, kept, s_out, -1, need_dx or need_dinput or need_dweight, need_dmemory)
+    if need_dx or need_dinput:
+        dx, dinput = _through_inputs(dz @ weight, x, s_in, gate, -1, need_dinput)
+    if need_dweight:
+        flat = x.flatten(0, -2)
+        dweight = dz.T @ (flat if s_in is None else modulate(flat, s_in, -1))
+    if need_dbias:
+        dbias = sums_along(rows, s_out if gate_bias else None, -1)
+    if need_dx:
+        dx = torch.ops.aten._unsafe_view.default(dx, list(x_shape))
+    return _gradients(dy, needs, dx, dweight, dbias, dmemory, dinput)
+
+
+def _keep(keep_gated: bool, memory: Tensor | None, gate: str) -> str | None:
+    """What the backward needs beside y: "gated", the product behind its gate, or "ungated", the one before it."""
+    return None if not keep_gated or memory is None else "ungated" if gate == "identity" else "gated"
+
+
+def _finish(
+    z: Tensor, s_out: Selected | None, bias: Tensor | None, gate_bias: bool, keep: str | None, dim: int
+) -> tuple[Tensor, Tensor | None]:
+    """(y, saved) of a library product z that nothing else holds, in which a gated bias is already."""
+    outer = None if gate_bias else bias
+    if keep == "ungated":
+        return modulate(z, s_out, dim, bias=outer), z
+    if keep == "gated":
+        gated = modulate(z, s_out, dim, out=z)
+        return (gated.clone() if outer is None else modulate(gated, None, dim, bias=outer)), gated
+    if s_out is None and outer is None:
+        return z, None
+    return modulate(z, s_out, dim, bias=outer, out=z), None
+
+
+def _through_gates(
+    dy: Tensor, saved: Tensor | None, s_out: Selected | None, dim: int, need_dz: bool, need_dmemory: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """(s ⊙ dy, dα) of an output's gates."""
+    if need_dmemory:
+        return memory_gradient(dy, saved, s_out, dim, with_dz=need_dz)
+    return (dy if s_out is None else modulate(dy, s_out, dim)) if need_dz else None, None
+
+
+def _through_inputs(
+    dx: Tensor, x: Tensor | None, s_in: Selected | None, gate: str, dim: int, need_dinput: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(dx, dα) of an input's gates, from the product's gradient, which nothing else holds."""
+    if s_in is None:
+        return dx, None
+    if not need_dinput:
+        return modulate(dx, s_in, dim, out=dx), None
+    x = x.flatten(0, -2) if dim == -1 else x
+    if gate == "identity":
+        return memory_gradient(dx, x, s_in, dim, with_dz=True)
+    dx = modulate(dx, s_in, dim, out=dx)
+    return dx, memory_gradient(dx, x, s_in, dim, with_dz=False)[1]
+
+
+def _gradients(like: Tensor, needs: Sequence[bool], *gradients: Tensor | None) -> Gradients:
+    return tuple(like.new_empty(0) if not need else gradient for need, gradient in zip(needs, gradients, strict=True))
