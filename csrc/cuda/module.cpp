@@ -94,6 +94,30 @@ void linear_small_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional 
                place.stream());
 }
 
+// x, weight, y and saved as [.., height, width, channels]; geometry: strides, paddings, dilations
+void conv2d_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Tensor index,
+               int64_t gate, bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, Sizes geometry) {
+  const Place place(x);
+  const auto size = [](const Tensor& t, int64_t dim) { return static_cast<int>(t.size(dim)); };
+  const auto option = [&](int i) { return static_cast<int>(geometry[i]); };
+  Conv2d call{};
+  call.x = x.const_data_ptr();
+  call.weight = weight.const_data_ptr();
+  call.bias = read(bias);
+  call.y = y.mutable_data_ptr();
+  call.saved = write(saved);
+  call.out = selection(memory, index, gate);
+  call.images_per_sample = x.size(0) / index.size(0);
+  call.images = size(x, 0), call.height = size(x, 1), call.width = size(x, 2), call.inputs = size(x, 3);
+  call.units = size(weight, 0), call.kernel_h = size(weight, 1), call.kernel_w = size(weight, 2);
+  call.out_height = size(y, 1), call.out_width = size(y, 2);
+  call.stride_h = option(0), call.stride_w = option(1), call.padding_h = option(2), call.padding_w = option(3);
+  call.dilation_h = option(4), call.dilation_w = option(5);
+  call.bias_gated = bias_gated, call.ungated = ungated, call.relu = relu;
+  call.transposed = transposed, call.tf32 = tf32;
+  conv2d(type_of(x), call, place.stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(memmod_cuda, m) {
@@ -105,6 +129,9 @@ STABLE_TORCH_LIBRARY(memmod_cuda, m) {
   m.def(
       "linear_small(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, "
       "Tensor? input_memory, Tensor index, int gate, bool bias_gated, bool ungated) -> ()");
+  m.def(
+      "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, Tensor index, "
+      "int gate, bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, int[] geometry) -> ()");
 }
 
 #ifdef MEMMOD_HOST
@@ -115,6 +142,7 @@ STABLE_TORCH_LIBRARY_IMPL(memmod_cuda, CUDA, m) {
   m.impl("modulate", TORCH_BOX(&modulate_op));
   m.impl("class_sums", TORCH_BOX(&class_sums_op));
   m.impl("linear_small", TORCH_BOX(&linear_small_op));
+  m.impl("conv2d", TORCH_BOX(&conv2d_op));
 }
 
 }  // namespace memmod

@@ -78,6 +78,8 @@ struct Conv2d {
   int images, height, width, inputs, units, kernel_h, kernel_w, out_height, out_width;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   bool bias_gated, ungated, relu, transposed, tf32;
+  // Set by conv2d(): y and saved start at multiples of 16 bytes.
+  bool aligned;
 };
 void conv2d(Type type, const Conv2d& call, cudaStream_t stream);
 

@@ -111,6 +111,8 @@ def _supports_layer_backward(
 _OPS = {
     "modulated_linear": (cuda_layers.modulated_linear, _supports_layer),
     "modulated_linear_backward": (cuda_layers.modulated_linear_backward, _supports_layer_backward),
+    "modulated_conv2d": (cuda_layers.modulated_conv2d, _supports_layer),
+    "modulated_conv2d_backward": (cuda_layers.modulated_conv2d_backward, _supports_layer_backward),
     "modulate_output": (cuda_output.modulate_output, _supports_output),
     "modulate_output_backward": (cuda_output.modulate_output_backward, _supports_output_backward),
 }

@@ -3,6 +3,7 @@ so, else the library's and the tail behind it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -87,6 +88,131 @@ def modulated_linear_backward(
     if need_dx:
         dx = torch.ops.aten._unsafe_view.default(dx, list(x_shape))
     return _gradients(dy, needs, dx, dweight, dbias, dmemory, dinput)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    keep_gated: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """(y ``[k·B, O, H', W']``, saved) for x ``[k·B, I, H, W]``, weight ``[O, I / groups, kH, kW]``."""
+    memory_format = conv_memory_format(x, weight)
+    x = x.contiguous(memory_format=memory_format)
+    s_in, s_out = selected(input_memory, index, gate), selected(memory, index, gate)
+    keep = _keep(keep_gated, memory, gate)
+    x = x if s_in is None else modulate(x, s_in, 1)
+    size = [
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)
+    ]
+    y, saved = _empty(x, weight.shape[0], size), None
+    if groups == 1 and memory_format is torch.channels_last and y.numel() > 0 and weight.numel() > 0:
+        saved = torch.empty_like(y) if keep is not None else None
+        options = {"bias": bias, "bias_gated": gate_bias, "saved": saved, "ungated": keep == "ungated"}
+        _conv2d(x, weight.permute(0, 2, 3, 1), y, s_out, index, (*stride, *padding, *dilation), **options)
+    else:
+        z = torch.conv2d(x, weight, bias if gate_bias else None, stride, padding, dilation, groups)
+        y, saved = _finish(z.contiguous(memory_format=memory_format), s_out, bias, gate_bias, keep, 1)
+    return y, y.new_empty(0) if saved is None else saved
+
+
+def modulated_conv2d_backward(
+    dy: Tensor,
+    x_shape: Sequence[int],
+    x: Tensor | None,
+    weight: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    gate: str,
+    gate_bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> Gradients:
+    """As `modulated_linear_backward`; dx is channels_last where dy or weight is, dweight where weight is."""
+    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
+    memory_format = conv_memory_format(dy, weight)
+    dy = dy.contiguous(memory_format=memory_format)
+    s_in, s_out = selected(input_memory, index, gate), selected(memory, index, gate)
+    need_product = need_dx or need_dinput
+    dx = dweight = dbias = dinput = None
+    dz, dmemory = _through_gates(dy, saved, s_out, 1, need_product or need_dweight, need_dmemory)
+    last = memory_format is torch.channels_last
+    if need_product and not need_dweight and groups == 1 and last and dz.numel() > 0 and math.prod(x_shape) > 0:
+        dx = _empty(dz, x_shape[1], x_shape[2:])
+        options = (*stride, *padding, *dilation)
+        _conv2d(dz, weight.permute(1, 2, 3, 0), dx, None, index, options, transposed=True)
+    elif need_product or need_dweight:
+        gated_x = x if s_in is None or not need_dweight else modulate(x, s_in, 1)
+        if gated_x is None:
+            # Only its shape and layout are read.
+            gated_x = torch.empty(x_shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
+        options = (stride, padding, dilation, False, [0, 0], groups)
+        dx, dweight, _ = torch.ops.aten.convolution_backward(
+            dz, gated_x, weight, None, *options, [need_product, need_dweight, False]
+        )
+        dx = dx.contiguous(memory_format=memory_format) if need_product else None
+        dweight = dweight.contiguous(memory_format=conv_memory_format(weight)) if need_dweight else None
+    if need_product:
+        dx, dinput = _through_inputs(dx, x, s_in, gate, 1, need_dinput)
+    if need_dbias:
+        dbias = sums_along(dy, s_out if gate_bias else None, 1)
+    return _gradients(dy, needs, dx, dweight, dbias, dmemory, dinput)
+
+
+def _conv2d(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    gates: Selected | None,
+    index: Tensor,
+    geometry: Sequence[int],
+    *,
+    bias: Tensor | None = None,
+    bias_gated: bool = True,
+    saved: Tensor | None = None,
+    ungated: bool = False,
+    relu: bool = False,
+    transposed: bool = False,
+) -> None:
+    """The kernel: x, y and saved ``[images, channels, H, W]`` in channels_last, weight ``[units, kH, kW, inputs]``."""
+    memory, index, number = (None, index.contiguous(), 0) if gates is None else gates
+    tf32 = x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    torch.ops.memmod_cuda.conv2d.default(
+        x.permute(0, 2, 3, 1),
+        weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        y.permute(0, 2, 3, 1),
+        None if saved is None else saved.permute(0, 2, 3, 1),
+        memory,
+        index,
+        number,
+        bias_gated,
+        ungated,
+        relu,
+        transposed,
+        tf32,
+        list(geometry),
+    )
+
+
+def _empty(like: Tensor, width: int, size: Sequence[int]) -> Tensor:
+    """Uninitialised ``[images, width, *size]`` in channels_last."""
+    shape = (like.shape[0], width, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def _keep(keep_gated: bool, memory: Tensor | None, gate: str) -> str | None:

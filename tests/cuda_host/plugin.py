@@ -9,6 +9,7 @@ import ctypes
 import os
 
 import pytest
+import torch
 
 from memmod.ops import cuda_kernels, dispatch
 from tests.cuda_host.build import compile_extension, sources
@@ -26,6 +27,8 @@ def load(kind: str, files: dict[str, str]) -> ctypes.CDLL:
     # Also what `set_backend(None)` returns to.
     os.environ["MEMMOD_BACKEND"] = "cuda"
     dispatch.set_backend(None)
+    # The plain convolutions that errors are compared with are the CPU's, in fp32.
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     shim = ctypes.CDLL(str(library))
     shim.memmod_host_launches.restype = ctypes.c_uint64
     return shim
