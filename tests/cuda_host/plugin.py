@@ -28,7 +28,7 @@ def load(kind: str, files: dict[str, str]) -> ctypes.CDLL:
     os.environ["MEMMOD_BACKEND"] = "cuda"
     dispatch.set_backend(None)
     # The plain convolutions that errors are compared with are the CPU's, in fp32.
-    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    torch.backends.cudnn.allow_tf32 = False
     shim = ctypes.CDLL(str(library))
     shim.memmod_host_launches.restype = ctypes.c_uint64
     return shim
