@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memmod.ops import cuda_layers, cuda_output, dispatch
+from memmod.ops import cuda_layers, cuda_output, cuda_paths, dispatch
 from memmod.ops.extension import PACKAGE, REBUILD, build_info
 from memmod.ops.serves import other_dtype, unserved
 
@@ -53,7 +53,7 @@ def load(library: Path, device: str) -> str | None:
         return f"{library} cannot be loaded: {error}; {REBUILD}"
     _device = device
     for op, (run, supports) in _OPS.items():
-        dispatch.register(op, "cuda", run, supports)
+        dispatch.register(op, "cuda", run, supports, cuda_paths.passes_over(op))
     return None
 
 

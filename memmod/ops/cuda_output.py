@@ -86,9 +86,7 @@ def sums_along(x: Tensor, gates: Selected | None, dim: int) -> Tensor:
     return sums.sum((0, 1)).to(x.dtype)
 
 
-def memory_gradient(
-    dy: Tensor, y: Tensor, gates: Selected, dim: int, *, with_dz: bool
-) -> tuple[Tensor | None, Tensor]:
+def memory_gradient(dy: Tensor, y: Tensor, gates: Selected, dim: int, *, with_dz: bool) -> tuple[Tensor | None, Tensor]:
     """(s ⊙ dy if with_dz, else None; dα ``[C, K]``), reading dy and y once where a sample has many rows.
 
     y is the gated product (before its gate for the identity gate); both ``[k·B, …]`` with K channels at `dim`.

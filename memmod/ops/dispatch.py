@@ -27,10 +27,11 @@ Supports = Callable[..., "str | None"]
 
 
 class Kernel(NamedTuple):
-    """A backend's callable for one op: called with the op's positional arguments; `supports` with the same ones."""
+    """A backend's callable for one op: called with the op's positional arguments; the others with the same ones."""
 
     run: Callable[..., Any]
     supports: Supports | None
+    passes_over: Supports | None = None
 
 
 _kernels: dict[str, dict[str, Kernel]] = {}
@@ -50,7 +51,13 @@ def _environment() -> str | None:
 _forced = _environment()
 
 
-def register(op: str, backend: str, run: Callable[..., Any], supports: Supports | None = None) -> None:
+def register(
+    op: str,
+    backend: str,
+    run: Callable[..., Any],
+    supports: Supports | None = None,
+    passes_over: Supports | None = None,
+) -> None:
     """Register `run` as `backend`'s implementation of `op`, and mark the backend available.
 
     Args:
@@ -59,9 +66,10 @@ def register(op: str, backend: str, run: Callable[..., Any], supports: Supports 
         run: takes the op's arguments in the order of its schema and returns what the schema returns.
         supports: takes the same arguments and returns None, or the reason why this call cannot run here. It may look
             at shapes, dtypes, layouts and options, never at the values of `index`.
+        passes_over: alike, why the automatic choice should leave this call to the next backend that supports it.
     """
     _check_name(backend)
-    _kernels.setdefault(op, {})[backend] = Kernel(run, supports)
+    _kernels.setdefault(op, {})[backend] = Kernel(run, supports, passes_over)
     _unavailable.pop(backend, None)
 
 
@@ -122,11 +130,15 @@ def call(op: str, *args: Any) -> Any:
 
 def _automatic_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     table = _kernels[op]
+    second = None
     for backend in _AUTOMATIC.get(args[0].device.type, ()):
         candidate = table.get(backend)
-        if candidate is not None and (candidate.supports is None or candidate.supports(*args) is None):
+        if candidate is None or (candidate.supports is not None and candidate.supports(*args) is not None):
+            continue
+        if candidate.passes_over is None or candidate.passes_over(*args) is None:
             return candidate.run
-    return table["reference"].run
+        second = second or candidate
+    return (second or table["reference"]).run
 
 
 def _forced_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:

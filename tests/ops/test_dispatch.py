@@ -35,6 +35,17 @@ def test_automatic_takes_the_first_that_supports_the_call(table):
     assert dispatch.get_backend() is None
 
 
+def test_automatic_leaves_a_call_to_the_next_backend_that_supports_it(table, monkeypatch):
+    monkeypatch.setattr(dispatch, "_AUTOMATIC", {"cpu": ("cuda", "triton")})
+    dispatch.register("double", "cuda", lambda x: 20 * x, None, lambda x: "small" if x < 1 else None)
+    assert dispatch.call("double", torch.tensor(2.0)).item() == 40
+    # No other backend is there: better than the reference.
+    assert dispatch.call("double", torch.tensor(0.5)).item() == 10
+    dispatch.register("double", "triton", lambda x: 200 * x)
+    assert dispatch.call("double", torch.tensor(0.5)).item() == 100
+    assert dispatch.call("double", torch.tensor(2.0)).item() == 40
+
+
 def test_forced_backend_runs_or_says_why_not(table):
     dispatch.register("double", "cpu", lambda x: 20 * x, lambda x: "no fp64" if x.dtype is torch.float64 else None)
     memmod.set_backend("reference")
