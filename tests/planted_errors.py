@@ -1,4 +1,4 @@
-"""docs/planted-errors.md: every planted error and the check that catches it. `python -m tests.planted_errors` writes it."""
+"""docs/planted-errors.md, every planted error and what catches it; `python -m tests.planted_errors` writes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ that the check meant for it fails; without the error the same check passes. Writ
 TRITON = """## Triton kernels
 
 - **lint: RULE** reads the kernels' source (`tests/kernels/lint.py`).
-- **bound**: the kernel, run by Triton's interpreter, leaves the error bound against the fp64 oracle; outputs start as NaN.
+- **bound**: run by Triton's interpreter, the kernel leaves the error bound against the fp64 oracle; outputs start as NaN.
 - **zero**: the gradient of a class that no sample selects is not exactly 0.
 - **guard**: bytes around an output are changed.
 - **reads**: a load or store lies outside of its argument.

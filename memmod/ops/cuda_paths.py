@@ -1,7 +1,7 @@
 """Which calls the CUDA C++ kernels take by themselves on a GPU; the others go to Triton's, if those are there.
 
-By count (kernels/memmod_kernels/paths.py says of what), not measured on a GPU: `pytest benchmarks --benchmark-only` on a
-GPU compares both.
+By count (kernels/memmod_kernels/paths.py says of what), not measured on a GPU; there `pytest benchmarks --benchmark-only`
+compares both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernels for the CPU, under the host shim: `python -m tests.cuda_host.build [plain|asan|tsan ...]`."""
+"""Compiles the CUDA kernels for the CPU, under the host shim: `python -m tests.cuda_host.build [plain|asan|tsan]`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import hashlib
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,46 +32,67 @@ KINDS = {
 
 
 def sources() -> dict[str, str]:
-    """The files under csrc/ that the kernels are made of, by their path there."""
+    """The files that the kernels are made of, by their path under csrc/, and the tests' own kernels."""
     files = [*(ROOT / "csrc/cuda").iterdir(), *(ROOT / "csrc/include").iterdir()]
-    return {str(file.relative_to(ROOT / "csrc")): file.read_text() for file in sorted(files)}
+    own = {"cuda/wrappers.cu": (SHIM / "wrappers.cu").read_text()}
+    return own | {str(file.relative_to(ROOT / "csrc")): file.read_text() for file in sorted(files)}
 
 
 def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
-    """The shared library of these sources; compiled once, whichever process comes first."""
+    """The shared library of these sources; every part is compiled once, whichever process comes first."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    options, macros = KINDS[kind]
     shim = {file.name: file.read_text() for file in (SHIM / "host.h", SHIM / "host.cpp")}
-    text = repr((kind, KINDS[kind], FLAGS, torch.__version__, sorted(files.items()), sorted(shim.items())))
-    folder = BUILD / kind / hashlib.sha256(text.encode()).hexdigest()[:16]
-    library = folder / "libmemmod_cuda_host.so"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    headers = {f"include/{name}" if "/" not in name else name: text for name, text in (files | shim).items()}
+    headers = {name: text for name, text in headers.items() if name.startswith("include/") and "host.cpp" not in name}
+    folder = BUILD / _hash(headers)
+    with _locked(folder):
+        for name, text in headers.items():
+            _write(folder / name, text)
+    library_options = [f"-I{folder / 'include'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+
+    def compile_one(name: str, text: str, own: list[str]) -> Path:
+        command = ["g++", *FLAGS, *own, *macros, *library_options, "-x", "c++"]
+        target = folder / f"{_hash((kind, command, torch.__version__, text))}.o"
+        with _locked(target):
+            if not target.exists():
+                source = target.with_suffix(f".{Path(name).name}")
+                _write(source, text)
+                partial = target.with_suffix(".o.tmp")
+                _run(*command, "-c", str(source), "-o", str(partial))
+                partial.replace(target)
+        return target
+
+    parts = [("host.cpp", shim["host.cpp"], ["-O2"])]
+    parts += [(n, text, options) for n, text in files.items() if n.endswith((".cu", ".cpp"))]
+    with ThreadPoolExecutor(2) as pool:
+        objects = [str(path) for path in pool.map(lambda part: compile_one(*part), parts)]
+    library = folder / f"{_hash((kind, objects))}.so"
+    with _locked(library):
         if not library.exists():
-            _compile(kind, files, folder, library)
+            partial = library.with_suffix(".so.tmp")
+            libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+            _run("g++", "-shared", *options, *objects, *libraries, "-o", str(partial))
+            partial.replace(library)
     return library
 
 
-def _compile(kind: str, files: Mapping[str, str], folder: Path, library: Path) -> None:
-    options, macros = KINDS[kind]
-    for name, text in files.items():
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text(text)
-    torch_root = Path(torch.__file__).parent
-    include = [f"-I{folder / 'include'}", f"-I{SHIM}", f"-isystem{torch_root / 'include'}"]
-    compiled = [folder / name for name in files if name.startswith("cuda/") and name.endswith((".cu", ".cpp"))]
+def _hash(value: object) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
 
-    def compile_one(source: Path) -> Path:
-        target = folder / f"{source.name}.o"
-        own = ["-O2"] if source.parent == SHIM else options
-        _run("g++", *FLAGS, *own, *macros, *include, "-x", "c++", "-c", str(source), "-o", str(target))
-        return target
 
-    with ThreadPoolExecutor(2) as pool:
-        objects = list(pool.map(compile_one, [SHIM / "host.cpp", *compiled]))
-    partial = library.with_suffix(".tmp")
-    libraries = [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    _run("g++", "-shared", *options, *map(str, objects), *libraries, "-o", str(partial))
-    partial.replace(library)
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(text)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process at a time makes `path`."""
+    with open(path.parent / f"{path.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _run(*command: str) -> None:
@@ -81,7 +102,7 @@ def _run(*command: str) -> None:
 
 
 def preload(kind: str) -> str:
-    """LD_PRELOAD for Python, which is not instrumented: the sanitizer's library, and the exceptions' that it watches."""
+    """LD_PRELOAD for Python, which is not instrumented: the sanitizer, and the library whose exceptions it watches."""
     names = {"asan": ["asan", "stdc++"], "tsan": ["tsan", "stdc++"]}.get(kind, [])
     found = []
     for name in names:

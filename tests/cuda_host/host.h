@@ -6,6 +6,7 @@
 #error "the host shim switches between threads by x86-64 assembly"
 #endif
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -108,9 +109,7 @@ inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vo
 inline bool __all_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) == mask; }
 template <typename T>
 T atomicAdd(T* address, T value) {
-  const T before = *address;
-  *address = before + value;
-  return before;
+  return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
 }
 
 template <typename... Parameters, typename... Arguments>

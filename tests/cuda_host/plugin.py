@@ -14,7 +14,7 @@ import torch
 from memmod.ops import cuda_kernels, dispatch
 from tests.cuda_host.build import compile_extension, sources
 
-_key = pytest.StashKey[ctypes.CDLL]()
+SHIM = pytest.StashKey[ctypes.CDLL]()
 _others = 0
 
 
@@ -36,12 +36,12 @@ def load(kind: str, files: dict[str, str]) -> ctypes.CDLL:
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
-        config.stash[_key] = load(os.environ.get("MEMMOD_CUDA_HOST", "plain"), sources())
+        config.stash[SHIM] = load(os.environ.get("MEMMOD_CUDA_HOST", "plain"), sources())
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["launches"] = session.config.stash[_key].memmod_host_launches()
+        session.config.workeroutput["launches"] = session.config.stash[SHIM].memmod_host_launches()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -51,7 +51,7 @@ def pytest_testnodedown(node, error) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    shim = config.stash.get(_key, None)
+    shim = config.stash.get(SHIM, None)
     launches = _others if shim is None else shim.memmod_host_launches()
     kind = os.environ.get("MEMMOD_CUDA_HOST", "plain")
     terminalreporter.write_line(f"CUDA kernel launches executed on the CPU ({kind} build): {launches}")
