@@ -18,12 +18,19 @@ demo: $(INSTALLED)
 
 test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m pytest -n 2 -m "not aot and not interpreter"
+	$(VENV)/bin/python -m pytest -n 2 -m "not aot and not interpreter and not cuda_host and not cuda_host_planted"
 	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/kernels
 	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
 	@echo "Triton kernels, compiled ahead of time and inspected:"
 	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+	@echo "CUDA kernels, run on the CPU under the host shim:"
+	$(VENV)/bin/python -m tests.cuda_host.run plain -n 2 $(ON_HOST)
+	$(VENV)/bin/python -m tests.cuda_host.run plain -n 2 tests/cuda_host -m cuda_host
+	$(VENV)/bin/python -m tests.cuda_host.run asan -n 2 tests/cuda_host -m cuda_host
+	$(VENV)/bin/python -m tests.cuda_host.run tsan -n 2 tests/cuda_host -m cuda_host
+	@echo "CUDA kernels with planted errors, each of which has to be caught:"
+	$(VENV)/bin/python -m pytest -n 2 tests/cuda_host -m cuda_host_planted
 
 aot: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
@@ -41,10 +48,12 @@ $(TRITON_OLD)/.stamp: requirements/triton-3.6.txt | $(VENV)/bin/python
 	$(PIP) --target $(@D) --no-deps -r $<
 	@touch $@
 
-# The op tests that Triton's interpreter serves: neither fp64 nor bf16, and its library products follow the threads.
-INTERPRETED := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv2d.py tests/ops/test_modulate_output.py \
-  tests/ops/test_determinism.py tests/ops/test_gradients.py tests/ops/test_torch_library.py \
-  -k "not gradcheck and not autocast and not threads"
+KERNEL_TESTS := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv2d.py tests/ops/test_modulate_output.py \
+  tests/ops/test_determinism.py tests/ops/test_gradients.py tests/ops/test_torch_library.py
+# What Triton's interpreter serves of them: neither fp64 nor bf16, and its library products follow the threads.
+INTERPRETED := $(KERNEL_TESTS) -k "not gradcheck and not autocast and not threads"
+# What the CUDA kernels serve: not fp64; the library's products beside them follow the threads.
+ON_HOST := $(KERNEL_TESTS) -k "not gradcheck and not threads"
 
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.cuda_host.planted import PLANTS as CUDA_PLANTS
 from tests.kernels.planted import PLANTS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/planted-errors.md"
@@ -16,11 +17,23 @@ that the check meant for it fails; without the error the same check passes. Writ
 TRITON = """## Triton kernels
 
 - **lint: RULE** reads the kernels' source (`tests/kernels/lint.py`).
-- **bound**: run by Triton's interpreter, the kernel leaves the error bound against the fp64 oracle; outputs start as NaN.
+- **bound**: interpreted, the kernel leaves the error bound against the fp64 oracle; outputs start as NaN.
 - **zero**: the gradient of a class that no sample selects is not exactly 0.
 - **guard**: bytes around an output are changed.
 - **reads**: a load or store lies outside of its argument.
 - **machine code**: compiled for sm_80, sm_90 and sm_100, and inspected (`tests/kernels/aot.py`).
+"""
+CUDA = """
+## CUDA C++ kernels
+
+Run on the CPU under the host shim of `tests/cuda_host/`; without an error the same cases pass in every build.
+
+- **bound**: the results leave the error bound against the fp64 oracle, or hold NaN, which shared memory, copies that are
+  not waited for, and outputs start as.
+- **schedules**: the results' bits depend on the order in which threads run.
+- **shim**: a thread does what a GPU does not define.
+- **compiler**: it does not compile.
+- **address sanitizer**, **thread sanitizer**: reported by the builds with these.
 """
 # What tests/kernels/test_ahead_of_time_planted.py plants.
 MACHINE_CODE = (
@@ -42,7 +55,8 @@ def text() -> str:
     heads = ("error", "file", "caught by"), ("---",) * 3
     source = [(plant.name, plant.file, plant.check) for plant in PLANTS]
     machine = [(error, "", f"machine code: {finding}") for error, finding in MACHINE_CODE]
-    return "\n".join([HEAD, TRITON, table(*heads, *source, *machine)])
+    cuda = [(plant.name, plant.file.rpartition("/")[2], plant.check) for plant in CUDA_PLANTS]
+    return "\n".join([HEAD, TRITON, table(*heads, *source, *machine), CUDA.lstrip(), table(*heads, *cuda)])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from tests.ops.problems import Case, Problem
@@ -48,7 +46,3 @@ CASES = (ROWS, ROWS_BF16, ODD_ROWS, LINES, LINES_BF16, FEW, SMALL, SMALL_WIDE, C
 def frozen(problem: Problem) -> tuple[str, ...]:
     """What a step with frozen weights differentiates; the library's sums of the others are not the kernels'."""
     return tuple(n for n in ("x", "bias", "memory", "input_memory") if getattr(problem, n) is not None)
-
-
-def nothing_selected(case: Case) -> Case:
-    return dataclasses.replace(case, pattern="nothing")

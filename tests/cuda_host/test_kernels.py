@@ -1,4 +1,4 @@
-"""The CUDA kernels of csrc/cuda, executed on the CPU: right, and the same bits under every schedule of their threads."""
+"""The CUDA kernels of csrc/cuda, executed on the CPU: right, and the same under every schedule of their threads."""
 
 from __future__ import annotations
 
