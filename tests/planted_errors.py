@@ -28,8 +28,8 @@ CUDA = """
 
 Run on the CPU under the host shim of `tests/cuda_host/`; without an error the same cases pass in every build.
 
-- **bound**: the results leave the error bound against the fp64 oracle, or hold NaN, which shared memory, copies that are
-  not waited for, and outputs start as.
+- **bound**: the results leave the error bound against the fp64 oracle, or hold NaN, which shared memory, copies
+  that are not waited for, and outputs start as.
 - **schedules**: the results' bits depend on the order in which threads run.
 - **shim**: a thread does what a GPU does not define.
 - **compiler**: it does not compile.

@@ -66,7 +66,7 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 // A copy's bytes are NaN from its start to its end, so that a kernel that does not wait computes with NaN.
 inline void cp_async(void* dst, const void* src, unsigned bytes) {
   for (int i = 0; i < 4; ++i) static_cast<volatile uint32_t*>(dst)[i] = 0xffffffff;
-  host::copy_async({dst, src, bytes, 0});
+  host::copy_async(dst, src, bytes);
 }
 
 inline void cp_async_commit() { host::commit_copies(); }
@@ -82,8 +82,8 @@ void cp_async_wait() {
 inline void ldmatrix(uint32_t (&to)[4], const void* row) {
   uint32_t mine[4];
   for (int i = 0; i < 4; ++i) mine[i] = static_cast<const volatile uint32_t*>(row)[i];
-  host::exchange(host::FULL, host::Together::matrix, mine, sizeof(mine));
-  const int lane = host::thread().lane;
+  host::exchange(host::FULL, mine, sizeof(mine));
+  const int lane = host::now.thread->lane;
   for (int i = 0; i < 4; ++i) host::receive(8 * i + lane / 4, &to[i], lane % 4 * 4, 4);
 }
 
@@ -92,8 +92,8 @@ inline void ldmatrix(uint32_t (&to)[4], const void* row) {
 template <typename Element, int E>
 void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Element element) {
   uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
-  host::exchange(host::FULL, host::Together::product, mine, sizeof(mine));
-  const int g = host::thread().lane / 4, t = host::thread().lane % 4;
+  host::exchange(host::FULL, mine, sizeof(mine));
+  const int g = host::now.thread->lane / 4, t = host::now.thread->lane % 4;
   for (int word = 0; word < 8; ++word) {
     const int from = word % 4, half = word / 4;
     uint32_t rows[2], columns[2];

@@ -1,6 +1,6 @@
 """Which calls the CUDA C++ kernels take by themselves on a GPU; the others go to Triton's, if those are there.
 
-By count (kernels/memmod_kernels/paths.py says of what), not measured on a GPU; there `pytest benchmarks --benchmark-only`
+By count (kernels/memmod_kernels/paths.py says of what), not measured; on a GPU `pytest benchmarks --benchmark-only`
 compares both.
 """
 

@@ -22,12 +22,15 @@ FLAGS = ["-std=c++20", "-fPIC", "-g1", "-Wall", "-Werror", "-Wno-unknown-pragmas
 FLAGS += ["-fno-strict-aliasing", "-DMEMMOD_HOST", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
 # How the kernels are compiled, and the macro that tells the shim; the shim itself is never instrumented.
 KINDS = {
-    "plain": (["-O2"], []),
+    "plain": (["-O2"], ["-DON_ASAN(...)=", "-DON_TSAN(...)="]),
     "asan": (
         ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"],
-        ["-DMEMMOD_HOST_ASAN"],
+        ["-DON_ASAN(...)=__VA_ARGS__", "-DON_TSAN(...)="],
     ),
-    "tsan": (["-O1", "-fsanitize=thread", "-fno-omit-frame-pointer"], ["-DMEMMOD_HOST_TSAN"]),
+    "tsan": (
+        ["-O1", "-fsanitize=thread", "-fno-omit-frame-pointer"],
+        ["-DON_ASAN(...)=", "-DON_TSAN(...)=__VA_ARGS__"],
+    ),
 }
 
 

@@ -1,33 +1,25 @@
 // The fibers, the schedule and the shared memory behind host.h. Compiled without a sanitizer in every build, so that its
-// own accesses are not a kernel's; it tells the sanitizers what they cannot see.
+// own accesses are not a kernel's; what ON_ASAN and ON_TSAN hold tells those builds' sanitizers what they cannot see.
 #include "host.h"
 
 #include <pthread.h>
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/tsan_interface.h>
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <mutex>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#ifdef MEMMOD_HOST_ASAN
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
-#ifdef MEMMOD_HOST_TSAN
-#include <sanitizer/tsan_interface.h>
-#endif
-
 namespace host {
+Now now;
 namespace {
 
-constexpr int THREADS = 1024, WARPS = THREADS / WARP, SLOT = 64;
-constexpr std::size_t PAGE = 4096, STACK = 64 * PAGE;
-// What a block of an H100 can have, of which 48 KiB can be static; more than that between two arrays is never touched.
+constexpr std::size_t THREADS = 1024, WARPS = THREADS / WARP, SLOT = 32, PAGE = 4096, STACK = 64 * PAGE;
+// What a block of an H100 can have, and how much of it without asking; between two arrays there is a gap.
 constexpr std::size_t SHARED = 227 * 1024, STATIC = 48 * 1024, GAP = 256, ARENA = SHARED + STATIC + 64 * GAP;
-
 // Blocks of a launch whose threads the thread sanitizer tells apart: new fibers, which it needs, take .4 ms each.
 constexpr std::uint64_t TRACED = 2;
 
@@ -36,68 +28,43 @@ enum class State { ready, at_barrier, with_warp, done };
 struct Fiber {
   Thread thread;
   State state;
-  Together kind;
   unsigned mask;
-  int exchanges, groups;
+  int bytes, exchanges, groups;
   unsigned char slots[2][SLOT];
   std::vector<Copy> copies;
-  void* stack_pointer;
+  void *stack_pointer, *tsan, *asan;
   unsigned char* stack;
   std::size_t stack_bytes;
-  void* tsan;
-  void* asan;
-};
-
-struct Array {
-  const void* site;
-  void* memory;
 };
 
 struct Block {
-  dim3 grid, size, index;
-  int threads, alive, waiting;
-  unsigned generation;
-  unsigned ready[WARPS];
-  int order[WARPS], rotation[WARPS], warps;
-  std::vector<Array> arrays;
+  int threads, alive, waiting, warps;
+  unsigned generation, ready[WARPS];
+  int order[WARPS], rotation[WARPS];
+  std::vector<std::pair<const void*, void*>> arrays;
   std::size_t static_bytes, used;
-  void* dynamic;
   void (*call)(void*);
   void* context;
   std::string error;
   bool traced;
 };
 
-Fiber fibers[THREADS + 1];
-Fiber& scheduler = fibers[THREADS];
-Fiber* current = &scheduler;
+Fiber fibers[THREADS + 1], &scheduler = fibers[THREADS], *current = &scheduler;
 Block block;
 unsigned char* arena = nullptr;
 std::mt19937 generator;
 std::uint64_t launches = 0;
-std::mutex one_launch;
 // What the sanitizer orders barriers by: a thread can be one barrier ahead of the others.
 char barriers[2], warp_syncs[WARPS][2];
 
 extern "C" void memmod_switch(void** from, void* to);
 asm(R"(
-.text
 .type memmod_switch, @function
 memmod_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
+  pushq %rbp; pushq %rbx; pushq %r12; pushq %r13; pushq %r14; pushq %r15
   movq %rsp, (%rdi)
   movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
+  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbx; popq %rbp
   ret
 )");
 
@@ -105,23 +72,14 @@ void switch_to(Fiber& next, bool synchronise = false) {
   Fiber& previous = *current;
   if (&next == &previous) return;
   current = &next;
-#ifdef MEMMOD_HOST_TSAN
-  if (block.traced) __tsan_switch_to_fiber(next.tsan, synchronise ? 0 : __tsan_switch_to_fiber_no_sync);
-#endif
-#ifdef MEMMOD_HOST_ASAN
-  __sanitizer_start_switch_fiber(&previous.asan, next.stack, next.stack_bytes);
-#endif
+  now.thread = &next.thread;
+  ON_TSAN(if (block.traced) __tsan_switch_to_fiber(next.tsan, synchronise ? 0 : __tsan_switch_to_fiber_no_sync);)
+  ON_ASAN(__sanitizer_start_switch_fiber(&previous.asan, next.stack, next.stack_bytes);)
   memmod_switch(&previous.stack_pointer, next.stack_pointer);
-#ifdef MEMMOD_HOST_ASAN
-  __sanitizer_finish_switch_fiber(current->asan, nullptr, nullptr);
-#endif
+  ON_ASAN(__sanitizer_finish_switch_fiber(current->asan, nullptr, nullptr);)
 }
 
-void order(void* barrier, bool arrives) {
-#ifdef MEMMOD_HOST_TSAN
-  arrives ? __tsan_release(barrier) : __tsan_acquire(barrier);
-#endif
-}
+void order(void* barrier, bool arrives) { ON_TSAN(arrives ? __tsan_release(barrier) : __tsan_acquire(barrier);) }
 
 int warp_of(const Fiber& fiber) { return static_cast<int>(&fiber - fibers) / WARP; }
 
@@ -130,15 +88,17 @@ void set_ready(Fiber& fiber) {
   block.ready[warp_of(fiber)] |= 1u << fiber.thread.lane;
 }
 
+void wait(State state) {
+  current->state = state;
+  block.ready[warp_of(*current)] &= ~(1u << current->thread.lane);
+}
+
 // The next thread: of the first warp in the order that has one.
 Fiber& next() {
   for (int i = 0; i < block.warps; ++i) {
-    const int warp = block.order[i];
-    const unsigned ready = block.ready[warp];
-    if (ready == 0) continue;
-    const int by = block.rotation[warp];
-    const unsigned turned = by ? ready >> by | ready << (WARP - by) : ready;
-    return fibers[warp * WARP + (__builtin_ctz(turned) + by) % WARP];
+    const int warp = block.order[i], by = block.rotation[warp];
+    const unsigned ready = block.ready[warp], turned = by ? ready >> by | ready << (WARP - by) : ready;
+    if (ready != 0) return fibers[warp * WARP + (__builtin_ctz(turned) + by) % WARP];
   }
   return scheduler;
 }
@@ -150,16 +110,10 @@ void draw_order() {
 }
 
 [[noreturn]] void fail(const std::string& what) {
-  const dim3 t = current->thread.index, b = block.index;
-  block.error = what + " (thread " + std::to_string(t.x) + ", " + std::to_string(t.y) + " of block " +
-                std::to_string(b.x) + ", " + std::to_string(b.y) + ", " + std::to_string(b.z) + ")";
+  const dim3 t = now.thread->index, b = now.block;
+  block.error = what + ": thread " + std::to_string(t.x) + " of block " + std::to_string(b.x);
   switch_to(scheduler, true);
   __builtin_unreachable();
-}
-
-void wait(State state) {
-  current->state = state;
-  block.ready[warp_of(*current)] &= ~(1u << current->thread.lane);
 }
 
 void open_barrier_if_all_wait() {
@@ -172,9 +126,7 @@ void open_barrier_if_all_wait() {
 }
 
 void enter() {
-#ifdef MEMMOD_HOST_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
-#endif
+  ON_ASAN(__sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);)
   block.call(block.context);
   wait(State::done);
   --block.alive;
@@ -183,23 +135,23 @@ void enter() {
   switch_to(scheduler, true);
 }
 
-void start(Fiber& fiber, int i) {
-  const auto x = static_cast<unsigned>(i);
-  fiber.thread = {{x % block.size.x, x / block.size.x % block.size.y, x / block.size.x / block.size.y}, i % WARP};
+unsigned char* map(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::runtime_error("no memory for stacks and shared memory");
+  return static_cast<unsigned char*>(memory);
+}
+
+void start(Fiber& fiber, unsigned i) {
+  fiber.thread = {{i % now.size.x, i / now.size.x % now.size.y, i / now.size.x / now.size.y}, static_cast<int>(i % WARP)};
   fiber.exchanges = fiber.groups = 0;
   fiber.copies.clear();
   if (fiber.stack == nullptr) {
-    void* memory = mmap(nullptr, STACK + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, PAGE, PROT_NONE)) throw std::runtime_error("no memory for a stack");
-    fiber.stack = static_cast<unsigned char*>(memory) + PAGE;
+    fiber.stack = map(PAGE + STACK) + PAGE;
+    if (mprotect(fiber.stack - PAGE, PAGE, PROT_NONE)) throw std::runtime_error("no guard page below a stack");
     fiber.stack_bytes = STACK;
   }
-#ifdef MEMMOD_HOST_ASAN
-  __asan_unpoison_memory_region(fiber.stack, STACK);
-#endif
-#ifdef MEMMOD_HOST_TSAN
-  if (block.traced) fiber.tsan = __tsan_create_fiber(0);
-#endif
+  ON_ASAN(__asan_unpoison_memory_region(fiber.stack, STACK);)
+  ON_TSAN(if (block.traced) fiber.tsan = __tsan_create_fiber(0);)
   // What memmod_switch pops: six registers, the address it returns to, and one for a stack aligned as after a call.
   auto** top = reinterpret_cast<void**>(fiber.stack + STACK) - 8;
   std::fill(top, top + 8, nullptr);
@@ -208,76 +160,49 @@ void start(Fiber& fiber, int i) {
   set_ready(fiber);
 }
 
-std::string stuck() {
-  int at_barrier = 0, with_warp = 0;
-  for (int i = 0; i < block.threads; ++i) {
-    at_barrier += fibers[i].state == State::at_barrier;
-    with_warp += fibers[i].state == State::with_warp;
-  }
-  return "deadlock: " + std::to_string(at_barrier) + " threads wait at __syncthreads, " + std::to_string(with_warp) +
-         " for lanes of their warp, " + std::to_string(block.threads - block.alive) + " have returned";
-}
-
-void take(std::size_t bytes, void*& memory) {
-  memory = arena + block.used;
+void* take(std::size_t bytes) {
+  void* memory = arena + block.used;
   block.used += (bytes + GAP) / GAP * GAP + GAP;
-#ifdef MEMMOD_HOST_ASAN
-  __asan_unpoison_memory_region(memory, bytes);
-#endif
+  ON_ASAN(__asan_unpoison_memory_region(memory, bytes);)
+  return memory;
 }
 
 void run_block(dim3 index, std::size_t shared_bytes) {
-  block.index = index;
+  now.block = index;
   block.alive = block.threads;
   block.waiting = 0;
-  block.generation = 0;
-  block.warps = (block.threads + WARP - 1) / WARP;
+  block.static_bytes = block.used = block.generation = 0;
   block.arrays.clear();
-  block.static_bytes = block.used = 0;
+  block.warps = (block.threads + WARP - 1) / WARP;
   std::fill(block.ready, block.ready + WARPS, 0u);
   for (int i = 0; i < block.warps; ++i) block.order[i] = i;
   draw_order();
   // NaN in every type that kernels compute in.
   const std::size_t size = shared_bytes + ARENA - SHARED;
-#ifdef MEMMOD_HOST_ASAN
-  __asan_unpoison_memory_region(arena, size);
-#endif
+  ON_ASAN(__asan_unpoison_memory_region(arena, size);)
   std::memset(arena, 0xff, size);
-#ifdef MEMMOD_HOST_ASAN
-  __asan_poison_memory_region(arena, size);
-#endif
-  take(shared_bytes, block.dynamic);
-  for (int i = 0; i < block.threads; ++i) start(fibers[i], i);
+  ON_ASAN(__asan_poison_memory_region(arena, size);)
+  now.dynamic_shared = take(shared_bytes);
+  for (int i = 0; i < block.threads; ++i) start(fibers[i], static_cast<unsigned>(i));
   while (block.alive > 0 && block.error.empty()) {
-    Fiber& first = next();
-    if (&first == &scheduler) {
-      block.error = stuck();
-    } else {
-      switch_to(first);
-    }
+    if (&next() == &scheduler)
+      block.error = "deadlock: " + std::to_string(block.waiting) + " threads wait at __syncthreads, others for lanes";
+    else
+      switch_to(next());
   }
-#ifdef MEMMOD_HOST_TSAN
-  for (int i = 0; block.traced && i < block.threads; ++i) __tsan_destroy_fiber(fibers[i].tsan);
-#endif
+  ON_TSAN(for (int i = 0; block.traced && i < block.threads; ++i) __tsan_destroy_fiber(fibers[i].tsan);)
   if (!block.error.empty()) throw std::runtime_error(block.error);
 }
 
 }  // namespace
 
-const Thread& thread() { return current->thread; }
-const dim3& block_index() { return block.index; }
-const dim3& block_size() { return block.size; }
-const dim3& grid_size() { return block.grid; }
-void* dynamic_shared() { return block.dynamic; }
-
 void* shared(const void* site, std::size_t bytes) {
-  for (const Array& array : block.arrays)
-    if (array.site == site) return array.memory;
+  for (const auto& [other, memory] : block.arrays)
+    if (other == site) return memory;
   block.static_bytes += bytes;
   if (block.static_bytes > STATIC) fail("more than 48 KiB of static shared memory");
-  block.arrays.push_back({site, nullptr});
-  take(bytes, block.arrays.back().memory);
-  return block.arrays.back().memory;
+  block.arrays.emplace_back(site, take(bytes));
+  return block.arrays.back().second;
 }
 
 void barrier() {
@@ -290,48 +215,41 @@ void barrier() {
   order(gate, false);
 }
 
-void exchange(unsigned mask, Together kind, const void* mine, int bytes) {
+void exchange(unsigned mask, const void* mine, int bytes, bool orders_memory) {
   Fiber& self = *current;
   const int warp = warp_of(self), first = warp * WARP;
-  if (!(mask >> self.thread.lane & 1))
-    fail("lane " + std::to_string(self.thread.lane) + " takes part in an operation whose mask leaves it out");
+  if (!(mask >> self.thread.lane & 1)) fail("a lane takes part in an operation whose mask leaves it out");
   auto* slot = self.slots[++self.exchanges % 2];
-  for (int i = 0; i < bytes; ++i) slot[i] = static_cast<const unsigned char*>(mine)[i];
+  // No memcpy here and below: the sanitizers would see it.
+  for (int i = 0; i < bytes; ++i) slot[i] = static_cast<const volatile unsigned char*>(mine)[i];
   char* gate = &warp_syncs[warp][self.exchanges % 2];
-  if (kind == Together::sync) order(gate, true);
+  if (orders_memory) order(gate, true);
   self.mask = mask;
-  self.kind = kind;
+  self.bytes = bytes;
   wait(State::with_warp);
   bool complete = true;
   for (int lane = 0; lane < WARP; ++lane) {
     if (!(mask >> lane & 1)) continue;
     const Fiber& other = fibers[first + lane];
-    if (first + lane >= block.threads || other.state == State::done)
-      fail("lane " + std::to_string(lane) + " is in a mask but has returned");
-    if (other.state != State::with_warp) {
-      complete = false;
-    } else if (other.mask != mask || other.kind != kind) {
+    if (first + lane >= block.threads || other.state == State::done) fail("a lane of the mask has returned");
+    if (other.state == State::with_warp && (other.mask != mask || other.bytes != bytes))
       fail("lanes of a warp wait for each other in different operations or with different masks");
-    }
+    complete &= other.state == State::with_warp;
   }
-  if (complete)
-    for (int lane = 0; lane < WARP; ++lane)
-      if (mask >> lane & 1) set_ready(fibers[first + lane]);
+  for (int lane = 0; complete && lane < WARP; ++lane)
+    if (mask >> lane & 1) set_ready(fibers[first + lane]);
   switch_to(next());
-  if (kind == Together::sync) order(gate, false);
+  if (orders_memory) order(gate, false);
 }
 
 void receive(int lane, void* to, int offset, int bytes) {
-  const Fiber& self = *current;
-  const Fiber& other = fibers[warp_of(self) * WARP + lane % WARP];
-  auto* out = static_cast<unsigned char*>(to);
-  const bool given = self.mask >> (lane % WARP) & 1;
-  for (int i = 0; i < bytes; ++i) out[i] = given ? other.slots[self.exchanges % 2][offset + i] : 0xff;
+  const auto* slot = fibers[warp_of(*current) * WARP + lane % WARP].slots[current->exchanges % 2];
+  const bool given = current->mask >> (lane % WARP) & 1;
+  for (int i = 0; i < bytes; ++i) static_cast<volatile unsigned char*>(to)[i] = given ? slot[offset + i] : 0xff;
 }
 
-void copy_async(const Copy& copy) {
-  current->copies.push_back(copy);
-  current->copies.back().group = current->groups;
+void copy_async(void* dst, const void* src, unsigned bytes) {
+  current->copies.push_back({dst, src, bytes, current->groups});
 }
 
 void commit_copies() { ++current->groups; }
@@ -345,37 +263,23 @@ bool next_copy(int groups, Copy& copy) {
 }
 
 void run(dim3 grid, dim3 size, std::size_t shared_bytes, void (*call)(void*), void* context) {
-  const std::lock_guard<std::mutex> lock(one_launch);
-  const std::uint64_t blocks = std::uint64_t{grid.x} * grid.y * grid.z;
-  const std::uint64_t threads = std::uint64_t{size.x} * size.y * size.z;
+  const std::uint64_t blocks = 1ull * grid.x * grid.y * grid.z, threads = 1ull * size.x * size.y * size.z;
   if (blocks == 0 || threads == 0 || threads > THREADS || grid.y > 65535 || grid.z > 65535 || shared_bytes > SHARED)
     throw std::runtime_error("invalid configuration: a GPU refuses this grid, block or shared memory");
-  if (arena == nullptr) {
-    void* memory = mmap(nullptr, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) throw std::runtime_error("no memory for shared memory");
-    arena = static_cast<unsigned char*>(memory);
-  }
-#ifdef MEMMOD_HOST_TSAN
-  scheduler.tsan = __tsan_get_current_fiber();
-#endif
-#ifdef MEMMOD_HOST_ASAN
+  if (arena == nullptr) arena = map(ARENA);
+  ON_TSAN(scheduler.tsan = __tsan_get_current_fiber();)
   pthread_attr_t attributes;
   pthread_getattr_np(pthread_self(), &attributes);
   pthread_attr_getstack(&attributes, reinterpret_cast<void**>(&scheduler.stack), &scheduler.stack_bytes);
   pthread_attr_destroy(&attributes);
-#endif
   ++launches;
-  block.grid = grid;
-  block.size = size;
+  now.grid = grid, now.size = size;
   block.threads = static_cast<int>(threads);
-  block.call = call;
-  block.context = context;
-  block.error.clear();
+  block.call = call, block.context = context, block.error.clear();
   // Blocks in any order: each of them must be able to be the first.
   const std::uint64_t first = generator() % blocks;
-  const bool backwards = generator() % 2;
   for (std::uint64_t i = 0; i < blocks; ++i) {
-    const std::uint64_t b = (first + (backwards ? blocks - i : i)) % blocks;
+    const std::uint64_t b = (first + i) % blocks;
     const auto x = static_cast<unsigned>(b % grid.x), rest = static_cast<unsigned>(b / grid.x);
     block.traced = i < TRACED;
     run_block({x, rest % grid.y, rest / grid.y}, shared_bytes);

@@ -14,7 +14,8 @@
 
 struct dim3 {
   unsigned x, y, z;
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {
+  }
 };
 using cudaStream_t = void*;
 
@@ -25,49 +26,34 @@ using cudaStream_t = void*;
 #define __launch_bounds__(...)
 // As a plain qualifier it would vanish, and each thread have a variable of its own.
 #define __shared__ static_assert(false, "shared memory is declared by MEMMOD_SHARED or MEMMOD_DYNAMIC_SHARED");
-#define MEMMOD_SHARED(type, name, ...)   \
+#define MEMMOD_SHARED(type, name, ...)    \
   static const char memmod_site_##name{}; \
   auto& name = *static_cast<type(*) __VA_ARGS__>(host::shared(&memmod_site_##name, sizeof(type __VA_ARGS__)))
-#define MEMMOD_DYNAMIC_SHARED(name) auto* const name = static_cast<unsigned char*>(host::dynamic_shared())
+#define MEMMOD_DYNAMIC_SHARED(name) auto* const name = static_cast<unsigned char*>(host::now.dynamic_shared)
 
-#define threadIdx (host::thread().index)
-#define blockIdx (host::block_index())
-#define blockDim (host::block_size())
-#define gridDim (host::grid_size())
+#define threadIdx (host::now.thread->index)
+#define blockIdx (host::now.block)
+#define blockDim (host::now.size)
+#define gridDim (host::now.grid)
 
 namespace host {
 
 constexpr int WARP = 32;
 constexpr unsigned FULL = 0xffffffff;
 
+struct Thread { dim3 index; int lane; };
+
+extern struct Now { const Thread* thread; dim3 block, size, grid; void* dynamic_shared; } now;
+
 // An asynchronous copy of a thread that has not arrived: src is read when it is waited for.
-struct Copy {
-  void* dst;
-  const void* src;
-  unsigned bytes;
-  int group;
-};
+struct Copy { void* dst; const void* src; unsigned bytes; int group; };
 
-struct Thread {
-  dim3 index;
-  int lane;
-};
-
-// What a warp does together: lanes that wait for each other must do the same.
-enum class Together { sync = 1, shuffle, vote, matrix, product };
-
-const Thread& thread();
-const dim3& block_index();
-const dim3& block_size();
-const dim3& grid_size();
 void* shared(const void* site, std::size_t bytes);
-void* dynamic_shared();
 void barrier();
-// Waits for the lanes of `mask`, each of which gives `bytes` bytes; `receive` then reads another lane's.
-void exchange(unsigned mask, Together kind, const void* mine, int bytes);
+// Waits for the lanes of `mask`, each of which gives as many bytes; `receive` then reads another lane's.
+void exchange(unsigned mask, const void* mine, int bytes, bool orders_memory = false);
 void receive(int lane, void* to, int offset, int bytes);
-
-void copy_async(const Copy& copy);
+void copy_async(void* dst, const void* src, unsigned bytes);
 void commit_copies();
 // The oldest copy that is not among the last `groups` committed groups and those that are not committed; false: none.
 bool next_copy(int groups, Copy& copy);
@@ -75,46 +61,37 @@ bool next_copy(int groups, Copy& copy);
 // Runs call(context) once for each thread of each block; throws std::runtime_error for what a GPU would not survive.
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*call)(void*), void* context);
 
-template <typename T>
-T shuffle(unsigned mask, T value, int from) {
-  exchange(mask, Together::shuffle, &value, sizeof(T));
-  T result;
-  receive(from, &result, 0, sizeof(T));
-  return result;
-}
-
 }  // namespace host
 
 inline void __syncthreads() { host::barrier(); }
-inline void __syncwarp(unsigned mask = host::FULL) { host::exchange(mask, host::Together::sync, nullptr, 0); }
-template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes) {
-  return host::shuffle(mask, value, host::thread().lane ^ lanes);
-}
+inline void __syncwarp(unsigned mask = host::FULL) { host::exchange(mask, nullptr, 0, true); }
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int lane) {
-  return host::shuffle(mask, value, lane);
+  host::exchange(mask, &value, sizeof(T));
+  T result;
+  host::receive(lane, &result, 0, sizeof(T));
+  return result;
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+  return __shfl_sync(mask, value, host::now.thread->lane ^ lanes);
 }
 inline unsigned __ballot_sync(unsigned mask, bool vote) {
   unsigned votes = 0;
-  host::exchange(mask, host::Together::vote, &vote, sizeof(vote));
   for (int lane = 0; lane < host::WARP; ++lane) {
-    bool other = false;
-    if (mask >> lane & 1) host::receive(lane, &other, 0, sizeof(other));
-    votes |= unsigned{other} << lane;
+    if (__shfl_sync(mask, int{vote}, lane) == 1) votes |= 1u << lane;
   }
   return votes;
 }
-inline bool __any_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) != 0; }
-inline bool __all_sync(unsigned mask, bool vote) { return __ballot_sync(mask, vote) == mask; }
 template <typename T>
 T atomicAdd(T* address, T value) {
   return std::atomic_ref<T>(*address).fetch_add(value, std::memory_order_relaxed);
 }
 
 template <typename... Parameters, typename... Arguments>
-void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t,
-            Arguments... arguments) {
+void launch(
+    void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes, cudaStream_t,
+    Arguments... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
