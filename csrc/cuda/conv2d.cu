@@ -124,7 +124,7 @@ __device__ __forceinline__ void multiply_all(float (&sum)[FRAGMENTS_M][FRAGMENTS
 
 // WIDE_LOADS: every chunk is 16 aligned bytes of one pixel, copied asynchronously.
 template <typename T, bool TRANSPOSED, bool WIDE_LOADS, int PRODUCTS>
-__global__ void __launch_bounds__(THREADS) conv2d_kernel(Conv2d call) {
+__global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
   constexpr int V = WIDE<T>, BK = CHUNKS * V;
   MEMMOD_DYNAMIC_SHARED(memory);
   const int thread = threadIdx.x, lane = thread % LANES, warp = thread / LANES;
@@ -138,6 +138,7 @@ __global__ void __launch_bounds__(THREADS) conv2d_kernel(Conv2d call) {
   // A thread loads the same chunk of several rows.
   const int chunk = thread % CHUNKS, row = thread / CHUNKS;
   Pixel rows[LOADS_M];
+#pragma unroll
   for (int i = 0; i < LOADS_M; ++i) {
     const int m = first_m + row + i * (THREADS / CHUNKS);
     const int inside = m % area, out_h = inside / call.out_width, out_w = inside % call.out_width;
@@ -155,6 +156,7 @@ __global__ void __launch_bounds__(THREADS) conv2d_kernel(Conv2d call) {
     unsigned char* const a = memory + step % STAGES * STAGE_BYTES;
     unsigned char* const b = a + BM * ROW_BYTES;
     const int first_k = step * BK + chunk * V;
+#pragma unroll
     for (int i = 0; i < LOADS_M; ++i) {
       unsigned char* const to = a + place(row + i * (THREADS / CHUNKS), chunk);
       if constexpr (WIDE_LOADS) {
@@ -170,6 +172,7 @@ __global__ void __launch_bounds__(THREADS) conv2d_kernel(Conv2d call) {
         store(reinterpret_cast<T*>(to), numbers);
       }
     }
+#pragma unroll
     for (int i = 0; i < LOADS_N; ++i) {
       const int n = row + i * (THREADS / CHUNKS), unit = first_n + n;
       const T* const from = weight + static_cast<int64_t>(unit) * length + first_k;
@@ -240,11 +243,11 @@ __global__ void __launch_bounds__(THREADS) conv2d_kernel(Conv2d call) {
   float bias[V] = {}, gate[V] = {};
   if (call.bias != nullptr)
     for (int v = 0; v < units; ++v) bias[v] = static_cast<float>(static_cast<const T*>(call.bias)[unit + v]);
-  int64_t sample = -1;
+  int sample = -1;
   for (int r = thread / COLUMNS; r < BM; r += THREADS / COLUMNS) {
     const int m = first_m + r;
     if (m >= pixels) break;
-    if (const int64_t of_row = m / area / call.images_per_sample; of_row != sample) {
+    if (const int of_row = m / area / call.images_per_sample; of_row != sample) {
       sample = of_row;
       for (int v = 0; v < units; ++v) gate[v] = gate_of(call.out, sample, unit + v);
     }

@@ -14,12 +14,12 @@ constexpr int CHUNK = 512;
 
 // M: rows for which registers are kept. V: numbers of a row of W that a lane reads at a time.
 template <typename T, int M, int V>
-__global__ void __launch_bounds__(THREADS) linear_small_kernel(LinearSmall call) {
+__global__ void __launch_bounds__(THREADS, 1) linear_small_kernel(LinearSmall call) {
   MEMMOD_DYNAMIC_SHARED(memory);
   T* const staged = reinterpret_cast<T*>(memory);
   const auto* x = static_cast<const T*>(call.x);
   const auto* weight = static_cast<const T*>(call.weight);
-  const int lane = threadIdx.x % LANES, rows = static_cast<int>(call.rows);
+  const int lane = threadIdx.x % LANES, rows = call.rows;
   const int64_t unit = (static_cast<int64_t>(blockIdx.x) * WARPS + threadIdx.x / LANES) * UNITS;
   float sum[UNITS][M] = {};
   for (int64_t first = 0; first < call.inputs; first += CHUNK) {

@@ -70,7 +70,8 @@ void modulate_op(Tensor x, Optional other, Optional bias, Optional y, Optional s
   const Place place(x);
   modulate(type_of(x),
            {x.const_data_ptr(), read(other), read(bias), write(y), static_cast<float*>(write(sums)),
-            selection(memory, index, gate), sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]},
+            selection(memory, index, gate), sizes[0], sizes[2], sizes[3], static_cast<int>(sizes[1]),
+            static_cast<int>(sizes[4])},
            place.stream());
 }
 
@@ -89,8 +90,8 @@ void linear_small_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional 
   const Place place(x);
   linear_small(type_of(x),
                {x.const_data_ptr(), weight.const_data_ptr(), read(bias), y.mutable_data_ptr(), write(saved),
-                selection(memory, index, gate), selection(input_memory, index, gate), rows, weight.size(0),
-                weight.size(1), rows / index.size(0), bias_gated, ungated},
+                selection(memory, index, gate), selection(input_memory, index, gate), weight.size(0), weight.size(1),
+                static_cast<int>(rows), static_cast<int>(rows / index.size(0)), bias_gated, ungated},
                place.stream());
 }
 
@@ -107,7 +108,7 @@ void conv2d_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved,
   call.y = y.mutable_data_ptr();
   call.saved = write(saved);
   call.out = selection(memory, index, gate);
-  call.images_per_sample = x.size(0) / index.size(0);
+  call.images_per_sample = static_cast<int>(x.size(0) / index.size(0));
   call.images = size(x, 0), call.height = size(x, 1), call.width = size(x, 2), call.inputs = size(x, 3);
   call.units = size(weight, 0), call.kernel_h = size(weight, 1), call.kernel_w = size(weight, 2);
   call.out_height = size(y, 1), call.out_width = size(y, 2);

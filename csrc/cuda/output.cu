@@ -13,12 +13,12 @@ constexpr int THREADS = 256, LANES = 32, WARPS = THREADS / LANES;
 // Channels last: a block takes `chunk` rows of a group of them, blockDim.x x V channels at a time. Without sums all rows
 // are one group; with them a group is a sample, and its sums start at the sample's first row.
 template <typename T, int V>
-__global__ void __launch_bounds__(THREADS) modulate_rows_kernel(Modulate call, int group_rows, int chunks) {
+__global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call, int group_rows, int chunks) {
   const int64_t width = call.width;
   const int64_t k = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
   const int group = blockIdx.x / chunks, chunk = blockIdx.x % chunks;
-  const int64_t first = chunk * call.chunk, end = first + call.chunk;
-  const int last = static_cast<int>(end < group_rows ? end : group_rows);
+  const int first = chunk * call.chunk;
+  const int last = call.chunk < group_rows - first ? first + call.chunk : group_rows;
   const auto* x = static_cast<const T*>(call.x);
   const auto* other = static_cast<const T*>(call.other);
   const auto* bias = static_cast<const T*>(call.bias);
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(THREADS) modulate_rows_kernel(Modulate call, i
     if (bias != nullptr)
       for (int v = 0; v < V; ++v) shift[v] = static_cast<float>(bias[k + v]);
     unsigned sample = ~0u;
-    for (int r = static_cast<int>(first) + threadIdx.y; r < last; r += blockDim.y) {
+    for (int r = first + static_cast<int>(threadIdx.y); r < last; r += blockDim.y) {
       const unsigned row = static_cast<unsigned>(group) * group_rows + r;
       if (const unsigned of_row = row / static_cast<unsigned>(call.rows); of_row != sample) {
         sample = of_row;
@@ -63,20 +63,19 @@ __global__ void __launch_bounds__(THREADS) modulate_rows_kernel(Modulate call, i
 // Channels first: a warp takes `chunk` numbers of a line, which has one gate. Lines start anywhere, so its first and last
 // numbers may be outside of the 16-byte vectors between them.
 template <typename T>
-__global__ void __launch_bounds__(THREADS) modulate_lines_kernel(Modulate call, int64_t lines, int64_t chunks, bool wide) {
+__global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate call, unsigned lines, bool wide) {
   constexpr int V = WIDE<T>;
   const int lane = threadIdx.x % LANES;
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * WARPS + threadIdx.x / LANES;
-  const int64_t line = item / chunks, chunk = item % chunks;
+  const unsigned line = blockIdx.x * WARPS + threadIdx.x / LANES, width = static_cast<unsigned>(call.width);
   if (line >= lines) return;
-  const int64_t row = line / call.width, k = line % call.width;
+  const unsigned row = line / width, k = line % width;
   const auto* x = static_cast<const T*>(call.x);
   const auto* other = static_cast<const T*>(call.other);
   auto* y = static_cast<T*>(call.y);
-  const float gate = gate_of(call.selection, row / call.rows, k);
+  const float gate = gate_of(call.selection, row / static_cast<unsigned>(call.rows), k);
   const float shift = call.bias != nullptr ? static_cast<float>(static_cast<const T*>(call.bias)[k]) : 0.0f;
-  const int64_t begin = line * call.inner + chunk * call.chunk;
-  const int64_t stop = line * call.inner + call.inner, end = begin + call.chunk < stop ? begin + call.chunk : stop;
+  const int64_t start = line * call.inner, begin = start + static_cast<int64_t>(blockIdx.y) * call.chunk;
+  const int64_t stop = start + call.inner, end = begin + call.chunk < stop ? begin + call.chunk : stop;
   const int64_t vectors = (begin + V - 1) / V * V;
   const int64_t head = wide && vectors < end ? vectors : end, tail = head + (end - head) / V * V;
   float sum = 0.0f;
@@ -100,14 +99,15 @@ __global__ void __launch_bounds__(THREADS) modulate_lines_kernel(Modulate call, 
   for (int64_t i = tail + lane; i < end; i += LANES) one(i);
   if (call.sums == nullptr) return;
   for (int lanes = LANES / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
-  if (lane == 0) call.sums[(row * chunks + chunk) * call.width + k] = sum;
+  if (lane == 0) call.sums[(static_cast<int64_t>(row) * gridDim.y + blockIdx.y) * call.width + k] = sum;
 }
 
 // A block sums 32 channels of a class, its rows of threads every eighth sample each.
 template <typename T>
-__global__ void __launch_bounds__(THREADS) class_sums_kernel(ClassSums call, int blocks) {
+__global__ void __launch_bounds__(THREADS, 1) class_sums_kernel(ClassSums call, int blocks) {
   const auto& s = call.selection;
-  const int64_t c = blockIdx.x / blocks, k = static_cast<int64_t>(blockIdx.x % blocks) * LANES + threadIdx.x;
+  const int c = static_cast<int>(blockIdx.x) / blocks, block = static_cast<int>(blockIdx.x) % blocks;
+  const int64_t k = static_cast<int64_t>(block) * LANES + threadIdx.x;
   const auto* a = static_cast<const T*>(call.a);
   const auto* b = static_cast<const T*>(call.b);
   float sum = 0.0f;
@@ -129,8 +129,8 @@ __global__ void __launch_bounds__(THREADS) class_sums_kernel(ClassSums call, int
   if (threadIdx.y > 0 || k >= s.width) return;
   float total = 0.0f;
   for (int i = 0; i < WARPS; ++i) total += parts[i][threadIdx.x];
-  if (s.gate == Gate::sigmoid) total *= sigmoid(-s.memory[c * s.width + k]);
-  call.dmemory[c * s.width + k] = total;
+  if (s.gate == Gate::sigmoid) total *= sigmoid(-s.memory[static_cast<int64_t>(c) * s.width + k]);
+  call.dmemory[static_cast<int64_t>(c) * s.width + k] = total;
 }
 
 template <typename T, int V>
@@ -153,8 +153,8 @@ void modulate(Type type, const Modulate& call, cudaStream_t stream) {
     using T = decltype(number);
     if (call.inner > 1) {
       const int64_t chunks = divide_up(call.inner, call.chunk), lines = call.samples * call.rows * call.width;
-      launch(modulate_lines_kernel<T>, dim3(static_cast<unsigned>(divide_up(lines * chunks, WARPS))), dim3(THREADS), 0,
-             stream, call, lines, chunks, wide);
+      const dim3 grid(static_cast<unsigned>(divide_up(lines, WARPS)), static_cast<unsigned>(chunks));
+      launch(modulate_lines_kernel<T>, grid, dim3(THREADS), 0, stream, call, static_cast<unsigned>(lines), wide);
     } else if (wide && call.width % WIDE<T> == 0) {
       launch_rows<T, WIDE<T>>(call, stream);
     } else {

@@ -34,6 +34,8 @@ void with_type(Type type, Function fn) {
   return fn(c10::Half{});
 }
 
+// Rows, and lines of inner > 1 numbers, are counted in 32 bits: a 64-bit division is a call, for which registers spill.
+
 // One pass over x [samples, rows, width, inner]: y = s x + bias, and sums [samples, P, width] of x other (of s x without
 // other) over `chunk` rows, or where inner > 1 over `chunk` numbers of a row's line, at a time. Null: absent.
 struct Modulate {
@@ -41,7 +43,8 @@ struct Modulate {
   void* y;
   float* sums;
   Selection selection;
-  int64_t samples, rows, width, inner, chunk;
+  int64_t samples, width, inner;
+  int rows, chunk;
 };
 void modulate(Type type, const Modulate& call, cudaStream_t stream);
 
@@ -62,7 +65,8 @@ struct LinearSmall {
   const void *x, *weight, *bias;
   void *y, *saved;
   Selection out, in;
-  int64_t rows, units, inputs, rows_per_sample;
+  int64_t units, inputs;
+  int rows, rows_per_sample;
   bool bias_gated, ungated;
 };
 void linear_small(Type type, const LinearSmall& call, cudaStream_t stream);
@@ -74,8 +78,7 @@ struct Conv2d {
   const void *x, *weight, *bias;
   void *y, *saved;
   Selection out;
-  int64_t images_per_sample;
-  int images, height, width, inputs, units, kernel_h, kernel_w, out_height, out_width;
+  int images_per_sample, images, height, width, inputs, units, kernel_h, kernel_w, out_height, out_width;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   bool bias_gated, ungated, relu, transposed, tf32;
   // Set by conv2d(): y and saved start at multiples of 16 bytes.

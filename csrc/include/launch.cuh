@@ -1,4 +1,5 @@
-// How kernels are launched and declare shared memory: by nvcc on a GPU, by the tests' host shim on the CPU.
+// How kernels are launched and declare shared memory: by nvcc on a GPU, by the tests' host shim on the CPU. Kernels say
+// that one block of theirs has to fit: without a number ptxas spills a few registers for one block more.
 #pragma once
 
 #ifndef MEMMOD_HOST

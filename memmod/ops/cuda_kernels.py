@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def _unserved(x: Tensor, *memories: Tensor | None) -> str | None:
 
 
 def _too_many(x: Tensor, width: int) -> str | None:
-    rows = x.numel() // max(1, width)
+    rows = max(x.numel() // max(1, width), math.prod(x.shape[:2]))
     return None if rows <= _ROWS else f"{_KERNEL} counts rows in 32 bits, and there are {rows}: split the batch"
 
 

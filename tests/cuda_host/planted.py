@@ -173,7 +173,7 @@ PLANTS = (
     Plant(
         "a second chunk of a sample that starts early",
         OUTPUT,
-        (("first = chunk * call.chunk, end", "first = chunk * (call.chunk - 1), end"),),
+        (("first = chunk * call.chunk;", "first = chunk * (call.chunk - 1);"),),
         "bound",
         "ROWS",
     ),
