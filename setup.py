@@ -31,7 +31,7 @@ CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trappin
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 SANITIZERS += ["-O1", "-g1"]
 NVCC_FLAGS = ["-O3", "-std=c++20"]
-# The torch whose stable ABI the CUDA extension keeps to: it runs with that one and every later one.
+# torch 2.10: the CUDA extension keeps to the stable ABI of that version, whichever later one compiles it.
 STABLE_ABI = "0x020a000000000000"
 # Compiled for where TORCH_CUDA_ARCH_LIST names nothing: the first has the instructions that the kernels use.
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")

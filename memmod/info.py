@@ -61,7 +61,7 @@ def shadowed(package: Path) -> str | None:
 
 
 def main() -> None:
-    """Print the facts, one per line, the backends and the two extensions' builds indented below their names."""
+    """Print the facts, one per line, the backends and the build of both extensions indented below their names."""
     facts = collect()
     backends, build = facts.pop("backends"), facts.pop("build")
     warning = facts.pop("shadowed")
