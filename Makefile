@@ -67,7 +67,7 @@ sanitize: $(REQUIRED) $(DEVELOP)
 	mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=_build_info.json --exclude=__pycache__ \
 	  setup.py pyproject.toml README.md csrc memmod kernels tests | tar -x -C $(SANITIZED)
-	cd $(SANITIZED) && MEMMOD_SANITIZE=1 python setup.py --quiet build_ext --inplace
+	cd $(SANITIZED) && MEMMOD_SANITIZE=1 MEMMOD_CUDA=0 python setup.py --quiet build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 python -m pytest --capture=sys tests/ops -k "not reference and not compile and not isa"
 
@@ -83,7 +83,7 @@ format: $(DEVELOP)
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_build_info.json $(INSTALLED)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_cuda*.so memmod/_build_info.json $(INSTALLED)
 	find memmod kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean

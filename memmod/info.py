@@ -61,7 +61,7 @@ def shadowed(package: Path) -> str | None:
 
 
 def main() -> None:
-    """Print the facts, one per line, the backends and the build indented below their names."""
+    """Print the facts, one per line, the backends and the build of both extensions indented below their names."""
     facts = collect()
     backends, build = facts.pop("backends"), facts.pop("build")
     warning = facts.pop("shadowed")
@@ -70,11 +70,20 @@ def main() -> None:
     print("backends")
     for name, reason in backends.items():
         print(f"  {name:<13} {'available' if reason is None else f'not available: {reason}'}")
-    print("build")
-    for name, value in (build or {"extension": "memmod was not built here"}).items():
-        print(f"  {name:<13} {' '.join(value) if isinstance(value, list) else value}")
+    build = build or {"extension": "memmod was not built here"}
+    cuda = build.pop("cuda", None)
+    _print_build("build", build)
+    if cuda:
+        _print_build("CUDA build", cuda)
     if warning:
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _print_build(title: str, facts: dict[str, Any]) -> None:
+    print(title)
+    for name, value in facts.items():
+        shown = " ".join(value) if isinstance(value, list) else "none" if value is None else value
+        print(f"  {name:<13} {shown}")
 
 
 def _version(distribution: str) -> str | None:

@@ -37,6 +37,22 @@ def test_main_prints_every_backend_with_its_reason(capsys, monkeypatch):
     assert printed["loaded"] == f"from     {ROOT / 'memmod'}"
 
 
+def test_main_prints_the_cuda_build_without_a_gpu(capsys, monkeypatch):
+    built = {"extension": "_cuda.abi3.so", "kernels": ["conv", "tail"], "architectures": ["8.0", "9.0+PTX"]}
+    built |= {"toolkit": "13.0", "flags": ["-O3"]}
+    facts = {**info.collect(), "build": {"extension": "_cpu.so", "cuda": built}}
+    monkeypatch.setattr(info, "collect", lambda: dict(facts))
+    info.main()
+    printed = capsys.readouterr().out.partition("CUDA build\n")[2]
+    assert printed.split("\n")[:-1] == [
+        "  extension     _cuda.abi3.so",
+        "  kernels       conv tail",
+        "  architectures 8.0 9.0+PTX",
+        "  toolkit       13.0",
+        "  flags         -O3",
+    ]
+
+
 def test_runs_as_a_module():
     result = subprocess.run(
         [sys.executable, "-m", "memmod.info"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
