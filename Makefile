@@ -22,8 +22,8 @@ test: $(INSTALLED) $(DEVELOP)
 	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
 	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/kernels
 	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
-	@echo "Triton kernels, compiled ahead of time and inspected:"
-	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+	@echo "Triton and CUDA kernels, compiled ahead of time and inspected:"
+	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels tests/cuda_host
 	@echo "CUDA kernels, run on the CPU under the host shim:"
 	$(VENV)/bin/python -m tests.cuda_host.run plain -n 2 $(ON_HOST)
 	$(VENV)/bin/python -m tests.cuda_host.run plain -n 2 tests/cuda_host -m cuda_host
@@ -33,7 +33,7 @@ test: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest -n 2 tests/cuda_host -m cuda_host_planted
 
 aot: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels tests/cuda_host
 
 gpu-report: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m tests.kernels.report

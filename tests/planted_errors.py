@@ -33,6 +33,7 @@ Run on the CPU under the host shim of `tests/cuda_host/`; without an error the s
 - **schedules**: the results' bits depend on the order in which threads run.
 - **shim**: a thread does what a GPU does not define.
 - **compiler**: it does not compile.
+- **machine code**: compiled for sm_80, sm_90 and sm_100 by nvcc, and inspected (`tests/cuda_host/machine_code.py`).
 - **address sanitizer**, **thread sanitizer**: reported by the builds with these.
 """
 # What tests/kernels/test_ahead_of_time_planted.py plants.
@@ -43,6 +44,13 @@ MACHINE_CODE = (
     ("strides that leave no 16-byte accesses", "too few 16-byte loads and stores"),
     ("a product without tensor cores", "no tensor-core instruction"),
     ("a changed number of registers", "another line than the committed report's"),
+)
+# What tests/cuda_host/test_machine_code.py plants.
+CUDA_MACHINE_CODE = (
+    ("a float atomic", "atomics on global memory"),
+    ("an array with an index that is computed", "bytes of stack"),
+    ("a tail that reads 4 bytes at a time", "no LDG of 128 bits"),
+    ("a product without tensor cores", "no tensor-core instruction"),
 )
 
 
@@ -56,6 +64,7 @@ def text() -> str:
     source = [(plant.name, plant.file, plant.check) for plant in PLANTS]
     machine = [(error, "", f"machine code: {finding}") for error, finding in MACHINE_CODE]
     cuda = [(plant.name, plant.file.rpartition("/")[2], plant.check) for plant in CUDA_PLANTS]
+    cuda += [(error, "", f"machine code: {finding}") for error, finding in CUDA_MACHINE_CODE]
     return "\n".join([HEAD, TRITON, table(*heads, *source, *machine), CUDA.lstrip(), table(*heads, *cuda)])
 
 

@@ -27,27 +27,34 @@ Type type_of(const Tensor& x) {
   return Type::fp16;
 }
 
-const void* read(const Optional& t) { return t ? t->const_data_ptr() : nullptr; }
-void* write(const Optional& t) { return t ? t->mutable_data_ptr() : nullptr; }
+const void* read(const Optional& t) {
+  return t ? t->const_data_ptr() : nullptr;
+}
+void* write(const Optional& t) {
+  return t ? t->mutable_data_ptr() : nullptr;
+}
 
 Selection selection(const Optional& memory, const Optional& index, int64_t gate) {
   if (!memory || !index) return {};
-  STD_TORCH_CHECK(memory->scalar_type() == ScalarType::Float && index->scalar_type() == ScalarType::Long,
-                  "a memory is fp32, an index int64");
+  STD_TORCH_CHECK(
+      memory->scalar_type() == ScalarType::Float && index->scalar_type() == ScalarType::Long,
+      "a memory is fp32, an index int64");
   const int64_t sets = index->dim() == 1 ? 1 : index->size(1);
-  return {static_cast<const float*>(memory->const_data_ptr()),
-          static_cast<const int64_t*>(index->const_data_ptr()),
-          memory->size(0),
-          memory->size(1),
-          sets,
-          static_cast<Gate>(gate)};
+  return {
+      static_cast<const float*>(memory->const_data_ptr()),
+      static_cast<const int64_t*>(index->const_data_ptr()),
+      memory->size(0),
+      memory->size(1),
+      sets,
+      static_cast<Gate>(gate)};
 }
 
 // The current stream of x's device, which is the current device while this lives.
 class Place {
  public:
 #ifdef MEMMOD_HOST
-  explicit Place(const Tensor&) {}
+  explicit Place(const Tensor&) {
+  }
 #else
   explicit Place(const Tensor& x) : guard_(x.get_device_index()) {
     void* stream = nullptr;
@@ -55,7 +62,9 @@ class Place {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 #endif
-  cudaStream_t stream() const { return stream_; }
+  cudaStream_t stream() const {
+    return stream_;
+  }
 
  private:
 #ifndef MEMMOD_HOST
@@ -65,39 +74,45 @@ class Place {
 };
 
 // sizes: samples, rows, width, inner, chunk
-void modulate_op(Tensor x, Optional other, Optional bias, Optional y, Optional sums, Optional memory, Optional index,
-                 int64_t gate, Sizes sizes) {
+void modulate_op(
+    Tensor x, Optional other, Optional bias, Optional y, Optional sums, Optional memory, Optional index, int64_t gate,
+    Sizes sizes) {
   const Place place(x);
-  modulate(type_of(x),
-           {x.const_data_ptr(), read(other), read(bias), write(y), static_cast<float*>(write(sums)),
-            selection(memory, index, gate), sizes[0], sizes[2], sizes[3], static_cast<int>(sizes[1]),
-            static_cast<int>(sizes[4])},
-           place.stream());
+  modulate(
+      type_of(x),
+      {x.const_data_ptr(), read(other), read(bias), write(y), static_cast<float*>(write(sums)),
+       selection(memory, index, gate), sizes[0], sizes[2], sizes[3], static_cast<int>(sizes[1]),
+       static_cast<int>(sizes[4])},
+      place.stream());
 }
 
 void class_sums_op(Tensor a, Optional b, Tensor dmemory, Tensor memory, Tensor index, int64_t gate, int64_t parts) {
   const Place place(a);
-  class_sums(type_of(a),
-             {a.const_data_ptr(), read(b), static_cast<float*>(dmemory.mutable_data_ptr()),
-              selection(memory, index, gate), index.size(0), parts},
-             place.stream());
+  class_sums(
+      type_of(a),
+      {a.const_data_ptr(), read(b), static_cast<float*>(dmemory.mutable_data_ptr()), selection(memory, index, gate),
+       index.size(0), parts},
+      place.stream());
 }
 
-void linear_small_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory,
-                     Optional input_memory, Tensor index, int64_t gate, bool bias_gated, bool ungated) {
+void linear_small_op(
+    Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Optional input_memory,
+    Tensor index, int64_t gate, bool bias_gated, bool ungated) {
   const int64_t rows = y.numel() / y.size(-1);
   STD_TORCH_CHECK(rows <= SMALL_ROWS, "linear_small takes ", SMALL_ROWS, " rows at most, not ", rows);
   const Place place(x);
-  linear_small(type_of(x),
-               {x.const_data_ptr(), weight.const_data_ptr(), read(bias), y.mutable_data_ptr(), write(saved),
-                selection(memory, index, gate), selection(input_memory, index, gate), weight.size(0), weight.size(1),
-                static_cast<int>(rows), static_cast<int>(rows / index.size(0)), bias_gated, ungated},
-               place.stream());
+  linear_small(
+      type_of(x),
+      {x.const_data_ptr(), weight.const_data_ptr(), read(bias), y.mutable_data_ptr(), write(saved),
+       selection(memory, index, gate), selection(input_memory, index, gate), weight.size(0), weight.size(1),
+       static_cast<int>(rows), static_cast<int>(rows / index.size(0)), bias_gated, ungated},
+      place.stream());
 }
 
 // x, weight, y and saved as [.., height, width, channels]; geometry: strides, paddings, dilations
-void conv2d_op(Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Tensor index,
-               int64_t gate, bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, Sizes geometry) {
+void conv2d_op(
+    Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Tensor index, int64_t gate,
+    bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, Sizes geometry) {
   const Place place(x);
   const auto size = [](const Tensor& t, int64_t dim) { return static_cast<int>(t.size(dim)); };
   const auto option = [&](int i) { return static_cast<int>(geometry[i]); };
@@ -125,8 +140,7 @@ STABLE_TORCH_LIBRARY(memmod_cuda, m) {
   m.def(
       "modulate(Tensor x, Tensor? other, Tensor? bias, Tensor(a!)? y, Tensor(b!)? sums, Tensor? memory, Tensor? index, "
       "int gate, int[] sizes) -> ()");
-  m.def(
-      "class_sums(Tensor a, Tensor? b, Tensor(a!) dmemory, Tensor memory, Tensor index, int gate, int parts) -> ()");
+  m.def("class_sums(Tensor a, Tensor? b, Tensor(a!) dmemory, Tensor memory, Tensor index, int gate, int parts) -> ()");
   m.def(
       "linear_small(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, "
       "Tensor? input_memory, Tensor index, int gate, bool bias_gated, bool ungated) -> ()");

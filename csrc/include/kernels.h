@@ -36,8 +36,8 @@ void with_type(Type type, Function fn) {
 
 // Rows, and lines of inner > 1 numbers, are counted in 32 bits: a 64-bit division is a call, for which registers spill.
 
-// One pass over x [samples, rows, width, inner]: y = s x + bias, and sums [samples, P, width] of x other (of s x without
-// other) over `chunk` rows, or where inner > 1 over `chunk` numbers of a row's line, at a time. Null: absent.
+// One pass over x [samples, rows, width, inner]: y = s x + bias, and sums [samples, P, width] of x other (of s x
+// without other) over `chunk` rows, or where inner > 1 over `chunk` numbers of a row's line, at a time. Null: absent.
 struct Modulate {
   const void *x, *other, *bias;
   void* y;
@@ -59,7 +59,8 @@ struct ClassSums {
 void class_sums(Type type, const ClassSums& call, cudaStream_t stream);
 
 // y [rows, units] = s_out (s_in x W^T + bias), bias behind the gate unless bias_gated, for at most SMALL_ROWS rows; row
-// r belongs to sample r / rows_per_sample. saved (null: not kept): the gated product, or that before its gate if ungated.
+// r belongs to sample r / rows_per_sample. saved (null: not kept): the gated product, or that before its gate if
+// ungated.
 constexpr int SMALL_ROWS = 16;
 struct LinearSmall {
   const void *x, *weight, *bias;

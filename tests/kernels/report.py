@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 import triton
 
+from tests.cuda_host import machine_code
 from tests.kernels.aot import TOOLS, Facts
 from tests.kernels.variants import ARCHITECTURES, GROUPS, Compilation, Group, facts
 
 REPORT = Path(__file__).resolve().parents[2] / "docs/gpu-report.md"
-HEAD = """# The Triton kernels as machine code
+HEAD = """# The kernels as machine code
 
 **Compiled and inspected, never executed on a GPU: a run on a GPU is pending. Nothing here is a statement about speed.**
 
@@ -29,6 +30,7 @@ blocks, with the least and the most of each number. Registers are a thread's; sh
 are how many a multiprocessor can hold at once by registers, shared memory and threads, times a block's warps (of 64).
 Types: fp32 is an fp32 product in three TF32 products, tf32 in one. Low samples have fewer rows than a tile.
 """
+CUDA_HEAD = "## CUDA C++ kernels\n"
 COLUMNS = ("kernel", "given", "type", "tile or blocks", "registers", "shared", "blocks x warps", "tensor cores")
 
 
@@ -98,10 +100,16 @@ def text(by_group: dict[Group, list[str]]) -> str:
 def sections(report: str) -> dict[int, list[str]]:
     """The lines of a report's tables, by architecture."""
     found = {}
-    for part in report.split("\n## sm_")[1:]:
+    for part in report.partition(CUDA_HEAD)[0].split("\n## sm_")[1:]:
         title, *body = part.splitlines()
         found[int(title)] = [line for line in body if line.startswith("|")][2:]
     return found
+
+
+def cuda_section(report: str) -> str:
+    """The part about the CUDA C++ kernels, which tests/cuda_host/machine_code.py writes."""
+    _, head, text = report.partition(CUDA_HEAD)
+    return head + text
 
 
 def committed() -> dict[int, list[str]]:
@@ -111,6 +119,9 @@ def committed() -> dict[int, list[str]]:
 def main() -> None:
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         report = text(dict(zip(GROUPS, pool.map(compiled_lines, range(len(GROUPS))), strict=True)))
+    # Without nvcc what it compiled elsewhere stays.
+    cuda = machine_code.section(machine_code.every_kernel()) if machine_code.release() else None
+    report += "\n" + (cuda or cuda_section(REPORT.read_text()))
     REPORT.parent.mkdir(exist_ok=True)
     beside = REPORT.with_suffix(".tmp")
     beside.write_text(report)
