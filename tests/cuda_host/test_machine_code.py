@@ -59,7 +59,8 @@ def test_every_wrapper_is_assembled(arch):
 
 PLANTED = {
     "atomics on global memory": "y[0] = 0; atomicAdd(y, x[threadIdx.x]);",
-    "bytes of stack": "float a[32]; for (int i = 0; i < 32; ++i) a[i] = 2 * x[i]; for (int i = 32; i < 99; ++i) a[int(x[i])] += 1; "
+    "bytes of stack": "float a[32]; for (int i = 0; i < 32; ++i) a[i] = 2 * x[i]; "
+    "for (int i = 32; i < 99; ++i) a[int(x[i])] += 1; "
     "for (int i = 0; i < 32; ++i) y[i] = a[i];",
     "no LDG of 128 bits": "y[threadIdx.x] = x[threadIdx.x];",
 }
