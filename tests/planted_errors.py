@@ -48,9 +48,12 @@ MACHINE_CODE = (
 # What tests/cuda_host/test_machine_code.py plants.
 CUDA_MACHINE_CODE = (
     ("a float atomic", "atomics on global memory"),
-    ("an array with an index that is computed", "bytes of stack"),
+    ("an array with an index that is computed", "local memory"),
+    ("a tail that reads and writes 4 bytes at a time", "no LDG, no STG of 128 bits"),
     ("a tail that reads 4 bytes at a time", "no LDG of 128 bits"),
     ("a product without tensor cores", "no tensor-core instruction"),
+    ("a product that copies 4 bytes at a time", "no LDGSTS of 128 bits"),
+    ("a changed number of registers", "another line than the committed report's"),
 )
 
 

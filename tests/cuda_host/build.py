@@ -49,7 +49,7 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
     headers = {f"include/{name}" if "/" not in name else name: text for name, text in (files | shim).items()}
     headers = {name: text for name, text in headers.items() if name.startswith("include/") and "host.cpp" not in name}
     folder = BUILD / _hash(headers)
-    with _locked(folder):
+    with locked(folder):
         for name, text in headers.items():
             _write(folder / name, text)
     library_options = [f"-I{folder / 'include'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
@@ -57,7 +57,7 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
     def compile_one(name: str, text: str, own: list[str]) -> Path:
         command = ["g++", *FLAGS, *own, *macros, *library_options, "-x", "c++"]
         target = folder / f"{_hash((kind, command, torch.__version__, text))}.o"
-        with _locked(target):
+        with locked(target):
             if not target.exists():
                 source = target.with_suffix(f".{Path(name).name}")
                 _write(source, text)
@@ -71,7 +71,7 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
     with ThreadPoolExecutor(2) as pool:
         objects = [str(path) for path in pool.map(lambda part: compile_one(*part), parts)]
     library = folder / f"{_hash((kind, objects))}.so"
-    with _locked(library):
+    with locked(library):
         if not library.exists():
             partial = library.with_suffix(".so.tmp")
             libraries = [f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
@@ -91,7 +91,7 @@ def _write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Only one process at a time makes `path`."""
     with open(path.parent / f"{path.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,4 +1,5 @@
-// Every wrapper of csrc/include/ptx.cuh, so that each is assembled for every architecture; its PTX is kept in touch.ptx.
+// Every wrapper of csrc/include/ptx.cuh, so that each is assembled for every architecture; its PTX is kept in
+// touch.ptx.
 #include "ptx.cuh"
 
 extern "C" __global__ void touch_kernel(const float* x, float* y) {
