@@ -74,13 +74,13 @@ sanitize: $(REQUIRED) $(DEVELOP)
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc tests/cuda_host/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	$(VENV)/bin/typos
 
 format: $(DEVELOP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	find csrc -name '*.cpp' -o -name '*.h' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests/cuda_host/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_cuda*.so memmod/_build_info.json $(INSTALLED)

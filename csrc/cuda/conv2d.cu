@@ -65,7 +65,6 @@ __device__ __forceinline__ int source(const Conv2d& call, const Pixel& pixel, co
   return (pixel.image * call.height + h) * call.width + w;
 }
 
-template <typename T>
 struct Fragments {
   uint32_t a[FRAGMENTS_M][4], b[FRAGMENTS_N][2];
 };
@@ -95,8 +94,8 @@ __device__ __forceinline__ void split(uint32_t (&numbers)[N], uint32_t (&rest)[N
 }
 
 // PRODUCTS: of fp32 numbers, 1 in TF32, or 3 of their two halves each, which keep fp32's precision.
-template <int PRODUCTS, typename T>
-__device__ __forceinline__ void multiply_all(float (&sum)[FRAGMENTS_M][FRAGMENTS_N][4], Fragments<T>& f) {
+template <typename T, int PRODUCTS>
+__device__ __forceinline__ void multiply_all(float (&sum)[FRAGMENTS_M][FRAGMENTS_N][4], Fragments& f) {
   if constexpr (sizeof(T) == 2) {
 #pragma unroll
     for (int i = 0; i < FRAGMENTS_M; ++i)
@@ -145,8 +144,8 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
     if (TRANSPOSED) {
       rows[i] = {m < pixels ? m / area : -1, out_h + call.padding_h, out_w + call.padding_w};
     } else {
-      rows[i] = {m < pixels ? m / area : -1, out_h * call.stride_h - call.padding_h,
-                 out_w * call.stride_w - call.padding_w};
+      rows[i] = {
+          m < pixels ? m / area : -1, out_h * call.stride_h - call.padding_h, out_w * call.stride_w - call.padding_w};
     }
   }
   Position k{0, 0, 0};
@@ -161,7 +160,8 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
       unsigned char* const to = a + place(row + i * (THREADS / CHUNKS), chunk);
       if constexpr (WIDE_LOADS) {
         const int from = source<TRANSPOSED>(call, rows[i], k);
-        ptx::cp_async(to, from < 0 ? x : x + static_cast<int64_t>(from) * call.inputs + k.channel, from < 0 ? 0 : CHUNK);
+        ptx::cp_async(
+            to, from < 0 ? x : x + static_cast<int64_t>(from) * call.inputs + k.channel, from < 0 ? 0 : CHUNK);
       } else {
         Position each = k;
         Vector<T, V> numbers;
@@ -181,8 +181,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
         ptx::cp_async(b + place(n, chunk), there ? from : weight, there ? CHUNK : 0);
       } else {
         Vector<T, V> numbers;
-        for (int v = 0; v < V; ++v)
-          numbers.at[v] = unit < call.units && first_k + v < length ? from[v] : T(0.0f);
+        for (int v = 0; v < V; ++v) numbers.at[v] = unit < call.units && first_k + v < length ? from[v] : T(0.0f);
         store(reinterpret_cast<T*>(b + place(n, chunk)), numbers);
       }
     }
@@ -204,7 +203,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
     const unsigned char* const b = a + BM * ROW_BYTES;
 #pragma unroll
     for (int half = 0; half < CHUNKS; half += 2) {
-      Fragments<T> f;
+      Fragments f;
 #pragma unroll
       for (int i = 0; i < FRAGMENTS_M; ++i)
         ptx::ldmatrix(f.a[i], a + place(warp_m + i * 16 + lane % 16, half + lane / 16));
@@ -217,7 +216,7 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
         f.b[j + 1][0] = both[2];
         f.b[j + 1][1] = both[3];
       }
-      multiply_all<PRODUCTS>(sum, f);
+      multiply_all<T, PRODUCTS>(sum, f);
     }
   }
   ptx::cp_async_wait<0>();
@@ -254,19 +253,20 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
     Vector<T, V> b_y, b_saved;
     for (int v = 0; v < V; ++v) {
       const float z = results[r * RESULT + column + v], ungated = call.bias_gated ? z + bias[v] : z;
-      const float gated = ungated * gate[v], y = call.bias_gated ? gated : gated + bias[v];
-      b_y.at[v] = static_cast<T>(call.relu && y < 0.0f ? 0.0f : y);
+      const float gated = ungated * gate[v], shifted = call.bias_gated ? gated : gated + bias[v];
+      b_y.at[v] = static_cast<T>(call.relu && shifted < 0.0f ? 0.0f : shifted);
       b_saved.at[v] = static_cast<T>(call.ungated ? ungated : gated);
     }
-    T* const y = static_cast<T*>(call.y) + static_cast<int64_t>(m) * call.units + unit;
-    T* const saved = static_cast<T*>(call.saved) + static_cast<int64_t>(m) * call.units + unit;
+    const int64_t o = static_cast<int64_t>(m) * call.units + unit;
+    auto* const y = static_cast<T*>(call.y);
+    auto* const saved = static_cast<T*>(call.saved);
     if (wide) {
-      store(y, b_y);
-      if (call.saved != nullptr) store(saved, b_saved);
+      store(y + o, b_y);
+      if (saved != nullptr) store(saved + o, b_saved);
     } else {
       for (int v = 0; v < units; ++v) {
-        y[v] = b_y.at[v];
-        if (call.saved != nullptr) saved[v] = b_saved.at[v];
+        y[o + v] = b_y.at[v];
+        if (saved != nullptr) saved[o + v] = b_saved.at[v];
       }
     }
   }
@@ -277,8 +277,8 @@ void launch_tiles(const Conv2d& call, cudaStream_t stream) {
   const int64_t pixels = static_cast<int64_t>(call.images) * call.out_height * call.out_width;
   const dim3 grid(static_cast<unsigned>(divide_up(pixels, BM)), static_cast<unsigned>(divide_up(call.units, BN)));
   constexpr int EXACT = sizeof(T) == 4 ? 3 : 1;
-  const auto kernel = call.tf32 ? conv2d_kernel<T, TRANSPOSED, WIDE_LOADS, 1>
-                                : conv2d_kernel<T, TRANSPOSED, WIDE_LOADS, EXACT>;
+  const auto kernel =
+      call.tf32 ? conv2d_kernel<T, TRANSPOSED, WIDE_LOADS, 1> : conv2d_kernel<T, TRANSPOSED, WIDE_LOADS, EXACT>;
   launch(kernel, grid, dim3(THREADS), SHARED_BYTES, stream, call);
 }
 
@@ -290,7 +290,8 @@ void conv2d(Type type, const Conv2d& given, cudaStream_t stream) {
   with_type(type, [&](auto number) {
     using T = decltype(number);
     const bool wide = call.inputs % WIDE<T> == 0 && aligned(call.x, call.weight);
-    if (call.transposed) return wide ? launch_tiles<T, true, true>(call, stream) : launch_tiles<T, true, false>(call, stream);
+    if (call.transposed)
+      return wide ? launch_tiles<T, true, true>(call, stream) : launch_tiles<T, true, false>(call, stream);
     wide ? launch_tiles<T, false, true>(call, stream) : launch_tiles<T, false, false>(call, stream);
   });
 }

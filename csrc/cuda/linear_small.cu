@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(THREADS, 1) linear_small_kernel(LinearSmall ca
     for (int i = threadIdx.x; i < rows * count; i += THREADS) {
       const int row = i / count, k = i % count;
       const float value = static_cast<float>(x[row * call.inputs + first + k]);
-      staged[row * CHUNK + k] =
-          static_cast<T>(value * gate_of(call.in, row / call.rows_per_sample, first + k));
+      staged[row * CHUNK + k] = static_cast<T>(value * gate_of(call.in, row / call.rows_per_sample, first + k));
     }
     __syncthreads();
     for (int k = lane * V; k < count; k += LANES * V) {
@@ -75,8 +74,9 @@ template <typename T, int M>
 void launch_rows(const LinearSmall& call, cudaStream_t stream) {
   const bool wide = aligned(call.weight) && call.inputs % WIDE<T> == 0;
   const auto kernel = wide ? linear_small_kernel<T, M, WIDE<T>> : linear_small_kernel<T, M, 1>;
-  launch(kernel, dim3(static_cast<unsigned>(divide_up(call.units, WARPS * UNITS))), dim3(THREADS),
-         call.rows * CHUNK * sizeof(T), stream, call);
+  launch(
+      kernel, dim3(static_cast<unsigned>(divide_up(call.units, WARPS * UNITS))), dim3(THREADS),
+      call.rows * CHUNK * sizeof(T), stream, call);
 }
 
 }  // namespace

@@ -10,8 +10,8 @@ namespace {
 
 constexpr int THREADS = 256, LANES = 32, WARPS = THREADS / LANES;
 
-// Channels last: a block takes `chunk` rows of a group of them, blockDim.x x V channels at a time. Without sums all rows
-// are one group; with them a group is a sample, and its sums start at the sample's first row.
+// Channels last: a block takes `chunk` rows of a group of them, blockDim.x x V channels at a time. Without sums all
+// rows are one group; with them a group is a sample, and its sums start at the sample's first row.
 template <typename T, int V>
 __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call, int group_rows, int chunks) {
   const int64_t width = call.width;
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call
   }
 }
 
-// Channels first: a warp takes `chunk` numbers of a line, which has one gate. Lines start anywhere, so its first and last
-// numbers may be outside of the 16-byte vectors between them.
+// Channels first: a warp takes `chunk` numbers of a line, which has one gate. Lines start anywhere, so its first and
+// last numbers may be outside of the 16-byte vectors between them.
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate call, unsigned lines, bool wide) {
   constexpr int V = WIDE<T>;
@@ -139,10 +139,11 @@ void launch_rows(const Modulate& call, cudaStream_t stream) {
   while (columns < LANES && columns * V < call.width) columns *= 2;
   const int64_t rows = call.samples * call.rows, group_rows = call.sums != nullptr ? call.rows : rows;
   const int64_t chunks = divide_up(group_rows, call.chunk);
-  const dim3 grid(static_cast<unsigned>(rows / group_rows * chunks),
-                  static_cast<unsigned>(divide_up(call.width, columns * V)));
-  launch(modulate_rows_kernel<T, V>, grid, dim3(columns, THREADS / columns), 0, stream, call,
-         static_cast<int>(group_rows), static_cast<int>(chunks));
+  const dim3 grid(
+      static_cast<unsigned>(rows / group_rows * chunks), static_cast<unsigned>(divide_up(call.width, columns * V)));
+  launch(
+      modulate_rows_kernel<T, V>, grid, dim3(columns, THREADS / columns), 0, stream, call, static_cast<int>(group_rows),
+      static_cast<int>(chunks));
 }
 
 }  // namespace
@@ -166,8 +167,9 @@ void modulate(Type type, const Modulate& call, cudaStream_t stream) {
 void class_sums(Type type, const ClassSums& call, cudaStream_t stream) {
   const int64_t blocks = divide_up(call.selection.width, LANES);
   with_type(type, [&](auto number) {
-    launch(class_sums_kernel<decltype(number)>, dim3(static_cast<unsigned>(call.selection.classes * blocks)),
-           dim3(LANES, WARPS), 0, stream, call, static_cast<int>(blocks));
+    launch(
+        class_sums_kernel<decltype(number)>, dim3(static_cast<unsigned>(call.selection.classes * blocks)),
+        dim3(LANES, WARPS), 0, stream, call, static_cast<int>(blocks));
   });
 }
 

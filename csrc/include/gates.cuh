@@ -9,7 +9,9 @@
 
 namespace memmod {
 
-__device__ __forceinline__ float sigmoid(float alpha) { return 1.0f / (1.0f + expf(-alpha)); }
+__device__ __forceinline__ float sigmoid(float alpha) {
+  return 1.0f / (1.0f + expf(-alpha));
+}
 
 __device__ __forceinline__ float multiplier(float alpha, Gate gate) {
   if (gate == Gate::sigmoid) return sigmoid(alpha);

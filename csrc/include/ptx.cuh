@@ -22,7 +22,9 @@ __device__ __forceinline__ void cp_async(void* dst, const void* src, unsigned by
                : "memory");
 }
 
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
 // Waits until at most GROUPS of this thread's groups of copies are under way.
 template <int GROUPS>
@@ -39,12 +41,11 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&to)[4], const void* row) {
                : "memory");
 }
 
-#define MEMMOD_MMA(name, shape)                                                                            \
-  __device__ __forceinline__ void name(float(&c)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {       \
-    asm volatile("mma.sync.aligned." shape                                                                 \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                        \
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                          \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                      \
+#define MEMMOD_MMA(name, shape)                                                                               \
+  __device__ __forceinline__ void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {       \
+    asm volatile("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                             \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                         \
   }
 
 // c [16, 8] += a [16, K] b [K, 8]: K = 16 numbers of 16 bits, 8 TF32 numbers.
@@ -69,7 +70,9 @@ inline void cp_async(void* dst, const void* src, unsigned bytes) {
   host::copy_async(dst, src, bytes);
 }
 
-inline void cp_async_commit() { host::commit_copies(); }
+inline void cp_async_commit() {
+  host::commit_copies();
+}
 
 template <int GROUPS>
 void cp_async_wait() {

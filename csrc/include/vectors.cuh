@@ -33,6 +33,8 @@ bool aligned(Pointers... p) {
   return ((reinterpret_cast<std::uintptr_t>(p) | ... | 0) % 16) == 0;
 }
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 }  // namespace memmod

@@ -23,7 +23,7 @@ from memmod.kernels.linear import (
 )
 from memmod.kernels.output import memory_gradient, modulate, sums_along
 from memmod.kernels.paths import Path, conv_path, linear_path
-from memmod.ops.layout import conv_memory_format
+from memmod.ops.layout import conv_memory_format, conv_output_size
 
 
 @triton.jit
@@ -209,9 +209,7 @@ def modulated_conv2d(
     x = x.contiguous(memory_format=memory_format)
     s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
     keep = None if not keep_gated or memory is None else "ungated" if gate == "identity" else "gated"
-    size = [
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)
-    ]
+    size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     pixels = x.shape[0] * size[0] * size[1]
     last = memory_format is torch.channels_last
     path = _path(weight, stride, padding, groups, pixels, last, index.shape[0] == 1 and keep is None)

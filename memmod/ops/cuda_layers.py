@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memmod.ops.cuda_output import GATES, Selected, memory_gradient, modulate, selected, sums_along
 from memmod.ops.cuda_paths import SMALL_ROWS
-from memmod.ops.layout import conv_memory_format
+from memmod.ops.layout import conv_memory_format, conv_output_size
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -111,11 +111,10 @@ def modulated_conv2d(
     s_in, s_out = selected(input_memory, index, gate), selected(memory, index, gate)
     keep = _keep(keep_gated, memory, gate)
     x = x if s_in is None else modulate(x, s_in, 1)
-    size = [
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)
-    ]
-    y, saved = _empty(x, weight.shape[0], size), None
-    if groups == 1 and memory_format is torch.channels_last and y.numel() > 0 and weight.numel() > 0:
+    size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
+    last = memory_format is torch.channels_last
+    if groups == 1 and last and math.prod(size) * x.shape[0] > 0 and weight.numel() > 0:
+        y = _empty(x, weight.shape[0], size)
         saved = torch.empty_like(y) if keep is not None else None
         options = {"bias": bias, "bias_gated": gate_bias, "saved": saved, "ungated": keep == "ungated"}
         _conv2d(x, weight.permute(0, 2, 3, 1), y, s_out, index, (*stride, *padding, *dilation), **options)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from memmod.kernels.paths import conv_path
+from memmod.ops.layout import conv_output_size
 
 # Rows that csrc/include/kernels.h serves in one reading of the weight.
 SMALL_ROWS = 16
@@ -63,10 +64,8 @@ def _conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> bool:
-    area = 1
-    for d in (0, 1):
-        area *= (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
-    return _fused(x, weight, x.shape[0] * area, index, groups)
+    height, width = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
+    return _fused(x, weight, x.shape[0] * height * width, index, groups)
 
 
 def _conv2d_backward(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,19 @@ def conv_memory_format(*tensors: Tensor | None) -> torch.memory_format:
     if any(t is not None and _suggests_channels_last(t) for t in tensors):
         return torch.channels_last
     return torch.contiguous_format
+
+
+def conv_output_size(
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """[H', W'] of a convolution of ``[images, I, H, W]`` by ``[O, I / groups, kH, kW]``."""
+    return [
+        (x_shape[2 + d] + 2 * padding[d] - dilation[d] * (weight_shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)
+    ]
 
 
 def _suggests_channels_last(t: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch, layer_autograd
-from memmod.ops.layout import conv_memory_format
+from memmod.ops.layout import conv_memory_format, conv_output_size
 from memmod.ops.library import check_classes, check_differentiable, define, define_autograd
 
 NAME = "modulated_conv2d"
@@ -43,9 +43,7 @@ def _fake(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor]:
-    size = [
-        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1 for d in (0, 1)
-    ]
+    size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
     y = torch.empty(
         (x.shape[0], weight.shape[0], *size),
         dtype=x.dtype,

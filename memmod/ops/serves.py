@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
+# GPU kernels count rows in 32 bits; addresses are not.
+ROWS = 2**31 - 2**16
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,3 +41,52 @@ def layout(kernel: str, x: Tensor, dim: int) -> str | None:
     if x.dim() == 4 and dim in (1, -3) and x.is_contiguous(memory_format=torch.channels_last):
         return None
     return f"{kernel} needs contiguous or channels_last tensors, not strides {x.stride()}"
+
+
+def gpu_supports(kernel: str, unserved: Callable[..., str | None]) -> dict[str, Callable[..., str | None]]:
+    """By op, the checks of a GPU backend: `unserved(x, *memories)`, then dtypes, gated dims and the number of rows."""
+
+    def too_many(x: Tensor, width: int) -> str | None:
+        # Where channels come first, their lines are counted too.
+        rows = max(x.numel() // max(1, width), x.shape[0] * x.shape[1] if x.dim() > 2 else 0)
+        return None if rows <= ROWS else f"{kernel} counts rows in 32 bits, and there are {rows}: split the batch"
+
+    def layer(
+        x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor | None, input_memory: Tensor | None, *rest: Any
+    ) -> str | None:
+        reason = unserved(x, memory, input_memory) or other_dtype(kernel, x, weight, bias)
+        return reason or too_many(x, weight.shape[-1] if weight.dim() == 2 else x.shape[1])
+
+    def layer_backward(
+        dy: Tensor,
+        x_shape: Sequence[int],
+        x: Tensor | None,
+        weight: Tensor | None,
+        memory: Tensor | None,
+        input_memory: Tensor | None,
+        index: Tensor,
+        saved: Tensor | None,
+        *rest: Any,
+    ) -> str | None:
+        reason = unserved(dy, memory, input_memory) or other_dtype(kernel, dy, x, weight, saved)
+        # A linear layer's gradient has its units last; a convolution's call has its options before `needs`.
+        return reason or too_many(dy, dy.shape[1] if len(rest) > 3 else dy.shape[-1])
+
+    def output(x: Tensor, memory: Tensor, index: Tensor, dim: int, *rest: Any) -> str | None:
+        if x.dim() < 2 or dim in (0, -x.dim()):
+            return f"{kernel} gates a dim behind the rows"
+        return unserved(x, memory) or too_many(x, x.shape[dim])
+
+    def output_backward(
+        dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
+    ) -> str | None:
+        return output(dy, memory, index, dim) or (other_dtype(kernel, dy, saved) if needs[1] else None)
+
+    return {
+        "modulated_linear": layer,
+        "modulated_linear_backward": layer_backward,
+        "modulated_conv2d": layer,
+        "modulated_conv2d_backward": layer_backward,
+        "modulate_output": output,
+        "modulate_output_backward": output_backward,
+    }

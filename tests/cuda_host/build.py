@@ -45,9 +45,8 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
     """The shared library of these sources; every part is compiled once, whichever process comes first."""
     BUILD.mkdir(parents=True, exist_ok=True)
     options, macros = KINDS[kind]
-    shim = {file.name: file.read_text() for file in (SHIM / "host.h", SHIM / "host.cpp")}
-    headers = {f"include/{name}" if "/" not in name else name: text for name, text in (files | shim).items()}
-    headers = {name: text for name, text in headers.items() if name.startswith("include/") and "host.cpp" not in name}
+    headers = {name: text for name, text in files.items() if name.startswith("include/")}
+    headers["include/host.h"] = (SHIM / "host.h").read_text()
     folder = BUILD / _hash(headers)
     with locked(folder):
         for name, text in headers.items():
@@ -66,7 +65,7 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
                 partial.replace(target)
         return target
 
-    parts = [("host.cpp", shim["host.cpp"], ["-O2"])]
+    parts = [("host.cpp", (SHIM / "host.cpp").read_text(), ["-O2"])]
     parts += [(n, text, options) for n, text in files.items() if n.endswith((".cu", ".cpp"))]
     with ThreadPoolExecutor(2) as pool:
         objects = [str(path) for path in pool.map(lambda part: compile_one(*part), parts)]
@@ -87,7 +86,9 @@ def _hash(value: object) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        path.write_text(text)
+        partial = path.with_name(f"{path.name}.tmp")
+        partial.write_text(text)
+        partial.replace(path)
 
 
 @contextlib.contextmanager

@@ -157,12 +157,23 @@ def section(found: dict[int, Sequence[Facts]]) -> str:
         (name,) = {kernel.name for kernel in same}
         (shared,) = {kernel.shared for kernel in same}
         kind, _, arguments = name.partition("<")
-        rows = int(arguments.split(", ")[1]) if kind == "linear_small_kernel" else 0
-        item = 4 if "float" in arguments else 2
-        dynamic = 36864 if kind == "conv2d_kernel" else rows * 512 * item
+        dynamic = 0
+        if kind == "conv2d_kernel":
+            n = _constants("conv2d.cu")
+            dynamic = n["STAGES"] * (n["BM"] + n["BN"]) * n["CHUNKS"] * n["CHUNK"]
+        elif kind == "linear_small_kernel":
+            item, rows = 4 if "float" in arguments else 2, int(arguments.split(", ")[1])
+            dynamic = rows * _constants("linear_small.cu")["CHUNK"] * item
         cells = [f"{kernel.registers}" + (f", {n} HMMA" if (n := kernel.count("HMMA")) else "") for kernel in same]
         lines.append(f"| `{name}` | {(shared + dynamic) / 1024:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+@functools.cache
+def _constants(name: str) -> dict[str, int]:
+    """The numbers that a kernel's file declares."""
+    declared = re.findall(r"^constexpr int (.+);", (ROOT / "csrc/cuda" / name).read_text(), re.MULTILINE)
+    return {key: int(value) for key, value in re.findall(r"(\w+) = (\d+)(?:,|$)", "\n".join(declared), re.MULTILINE)}
 
 
 def touched() -> str:

@@ -1,7 +1,7 @@
 // What the wrappers of csrc/include/ptx.cuh and the shim's own functions do, for tests/cuda_host/test_ptx.py.
-#include "ptx.cuh"
 #include <stdexcept>
 #include <string>
+#include "ptx.cuh"
 
 #include "vectors.cuh"
 
@@ -44,7 +44,9 @@ __global__ void cp_async_kernel(const uint32_t* x, uint32_t* early, uint32_t* ou
   for (int i = 0; i < 4; ++i) out[4 + i] = tile[1][i];
 }
 
-__global__ void to_tf32_kernel(const float* x, uint32_t* out) { out[threadIdx.x] = ptx::to_tf32(x[threadIdx.x]); }
+__global__ void to_tf32_kernel(const float* x, uint32_t* out) {
+  out[threadIdx.x] = ptx::to_tf32(x[threadIdx.x]);
+}
 
 // out [32]: a neighbour's number through shared memory; votes: of the odd lanes; sum: of all lanes' numbers.
 __global__ void warp_kernel(const float* x, float* out, uint32_t* votes, float* sum) {
@@ -74,12 +76,22 @@ const char* memmod_test_run(const char* name, void* a, void* b, void* c, void* d
   const auto words = static_cast<uint32_t*>(b);
   try {
     if (kernel == "ldmatrix") launch(ldmatrix_kernel, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words);
-    if (kernel == "mma_bf16") launch(mma_kernel<ptx::mma_bf16>, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<float*>(c));
-    if (kernel == "mma_f16") launch(mma_kernel<ptx::mma_f16>, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<float*>(c));
-    if (kernel == "mma_tf32") launch(mma_kernel<ptx::mma_tf32>, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<float*>(c));
-    if (kernel == "cp_async") launch(cp_async_kernel, one, one, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<uint32_t*>(c), number);
+    if (kernel == "mma_bf16")
+      launch(
+          mma_kernel<ptx::mma_bf16>, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<float*>(c));
+    if (kernel == "mma_f16")
+      launch(mma_kernel<ptx::mma_f16>, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<float*>(c));
+    if (kernel == "mma_tf32")
+      launch(
+          mma_kernel<ptx::mma_tf32>, one, warp, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<float*>(c));
+    if (kernel == "cp_async")
+      launch(
+          cp_async_kernel, one, one, 0, nullptr, static_cast<uint32_t*>(a), words, static_cast<uint32_t*>(c), number);
     if (kernel == "to_tf32") launch(to_tf32_kernel, one, dim3(number), 0, nullptr, static_cast<float*>(a), words);
-    if (kernel == "warp") launch(warp_kernel, one, warp, 0, nullptr, static_cast<float*>(a), static_cast<float*>(b), static_cast<uint32_t*>(c), static_cast<float*>(d));
+    if (kernel == "warp")
+      launch(
+          warp_kernel, one, warp, 0, nullptr, static_cast<float*>(a), static_cast<float*>(b), static_cast<uint32_t*>(c),
+          static_cast<float*>(d));
     return nullptr;
   } catch (const std::exception& e) {
     error = e.what();

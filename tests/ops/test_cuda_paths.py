@@ -28,7 +28,7 @@ def passed_over(case: Case, **changes) -> str | None:
 
 
 def test_every_op_has_a_line_with_its_reason():
-    assert cuda_paths.TABLE.keys() == cuda_kernels._OPS.keys()
+    assert cuda_paths.TABLE.keys() == cuda_kernels._RUN.keys()
 
 
 def test_few_rows_of_a_linear_layer():
@@ -64,3 +64,21 @@ def test_convolutions_left_to_others(old_gpu):
 
 def test_convolutions_on_other_devices():
     assert passed_over(LARGE).startswith("taken channels_last without groups")
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ((9, 0), ["8.0", "9.0"], True),
+        ((8, 6), ["8.0", "9.0"], True),
+        ((8, 0), ["8.6"], False),
+        ((12, 0), ["8.0", "9.0"], False),
+        ((12, 0), ["8.0", "9.0+PTX"], True),
+        ((8, 9), ["9.0+PTX"], False),
+        ((9, 0), ["9.0a"], True),
+        ((10, 0), ["9.0a", "10.0"], True),
+        ((10, 3), ["9.0a"], False),
+    ],
+)
+def test_gpus_that_the_extension_was_compiled_for(capability, architectures, runs):
+    assert cuda_kernels.compiled_for(capability, architectures) == runs
