@@ -114,8 +114,8 @@ void conv2d_op(
     Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Tensor index, int64_t gate,
     bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, Sizes geometry) {
   const int64_t pixels = y.numel() / y.size(3);
-  STD_TORCH_CHECK(pixels < (1LL << 31) - (1 << 16), "conv2d counts pixels in 32 bits, and there are ", pixels,
-                  ": split the batch");
+  STD_TORCH_CHECK(
+      pixels < (1LL << 31) - (1 << 16), "conv2d counts pixels in 32 bits, and there are ", pixels, ": split the batch");
   const Place place(x);
   const auto size = [](const Tensor& t, int64_t dim) { return static_cast<int>(t.size(dim)); };
   const auto option = [&](int i) { return static_cast<int>(geometry[i]); };
