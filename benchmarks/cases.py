@@ -10,6 +10,7 @@ CLASSES = 10
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENS = 197
 VIT_WIDTHS = {"T": 192, "S": 384, "B": 768}
+DEPTHWISE = ((144, 56), (384, 14), (960, 7))
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Case:
     kernel: int = 0
     side: int = 0
     stride: int = 1
+    groups: int = 1
     dtype: str = "fp32"
     quick: bool = False
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -40,7 +42,7 @@ class Case:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return (self.outputs, self.inputs) + (self.kernel, self.kernel) * bool(self.kernel)
+        return (self.outputs, self.inputs // self.groups) + (self.kernel, self.kernel) * bool(self.kernel)
 
     def __str__(self) -> str:
         return _label(self)
@@ -118,7 +120,12 @@ def _convs() -> list[Case]:
         cases.append(
             Case("conv 1x1", f"{inputs}→{outputs}@{side}", 8, inputs, outputs, kernel=1, side=side, quick=side == 14)
         )
-    return cases
+    return cases + [_depthwise("conv depthwise", width, side, 8) for width, side in DEPTHWISE]
+
+
+def _depthwise(group: str, width: int, side: int, batch: int) -> Case:
+    name = f"MobileNetV2 {width}@{side}" + f" batch {batch}" * (batch > 8)
+    return Case(group, name, batch, width, width, kernel=3, side=side, groups=width)
 
 
 def _on_gpu(cases: list[Case]) -> list[Case]:
@@ -140,6 +147,15 @@ def _large_linear() -> list[Case]:
     ]
 
 
+def _few_rows() -> list[Case]:
+    # Serving: the weight alone decides.
+    return [
+        Case("linear few rows", f"{inputs}→{outputs} rows {rows}", rows, inputs, outputs, quick=rows == 4)
+        for inputs, outputs in ((1024, 1024), (4096, 1024), (4096, 4096))
+        for rows in (1, 4, 16)
+    ]
+
+
 def _large_conv() -> list[Case]:
     cases = [
         Case("conv large", f"ResNet-18 {width}@{side} batch 64", 64, width, width, kernel=3, side=side)
@@ -150,10 +166,12 @@ def _large_conv() -> list[Case]:
         cases.append(
             Case("conv large", f"{inputs}→{outputs}@{side} batch 64", 64, inputs, outputs, kernel=1, side=side)
         )
-    return cases
+    # The library's product, and the tail behind it.
+    depthwise = [_depthwise("conv depthwise large", width, side, 64) for width, side in DEPTHWISE]
+    return cases + [replace(case, quick=case.side == 56) for case in depthwise]
 
 
-LINEAR = tuple(_vit("fp32") + _vit("bf16") + _rows() + _on_gpu(_large_linear()))
+LINEAR = tuple(_vit("fp32") + _vit("bf16") + _rows() + _on_gpu(_large_linear() + _few_rows()))
 CONV = tuple(_convs() + _on_gpu(_large_conv()))
 NETWORKS = (
     NetworkCase("ResNet-18", "32x32 batch 64", "timm:resnet18", 32, 64, quick=True),

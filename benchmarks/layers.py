@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import LAYOUTS, Runner
-from benchmarks.rivals import PATHS, Layer, left_out, make_rival, on_path, rivals_on
+from benchmarks.rivals import Layer, left_out, make_rival, rivals_on
 from benchmarks.roofline import Roof, Work, of_device, work
+from benchmarks.ways import on_way
 from memmod.ops import reference
 
 
@@ -26,7 +27,7 @@ class LayerRunner(Runner):
 
     def once(self) -> tuple[Tensor, ...]:
         """(y,) or (y, dx, dmemory); plain has no dmemory."""
-        with on_path(self.rival):
+        with on_way(self.rival):
             return self._once()
 
     def _once(self) -> tuple[Tensor, ...]:
@@ -52,8 +53,9 @@ class LayerComparison:
         return left_out(rival, self.case)
 
     def layouts_of(self, rival: str) -> Sequence[str]:
-        # In NCHW every path is the library's.
-        return ("NHWC",) if self.case.kernel and PATHS.get(rival) == "fused" else self.layouts
+        # In NCHW, and with groups, every way is the library's.
+        own = rival in ("memmod triton", "memmod cuda") and self.case.groups == 1
+        return ("NHWC",) if self.case.kernel and own else self.layouts
 
     def work(self, rival: str) -> Work:
         return work(self.case, self.phase, gated=rival != "plain")
@@ -100,7 +102,7 @@ def _reference(layer: Layer, phase: str) -> tuple[Tensor, ...]:
     args = (x, layer.weight, layer.bias, memory, None, layer.index, "sigmoid", True, False)
     if layer.case.kernel:
         stride, padding = [layer.case.stride] * 2, [layer.case.kernel // 2] * 2
-        y = reference.modulated_conv2d(*args, stride, padding, [1, 1], 1)[0]
+        y = reference.modulated_conv2d(*args, stride, padding, [1, 1], layer.case.groups)[0]
     else:
         y = reference.modulated_linear(*args)[0]
     if phase == "forward":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import CLASSES, DTYPES, Case
+from benchmarks.ways import WAYS, why_not
 from memmod import functional
-from memmod.ops import dispatch
 
 Rival = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,7 +70,7 @@ def make_layer(case: Case, device: str, seed: int = 0) -> Layer:
 
 def _plain(case: Case, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     if case.kernel:
-        return F.conv2d(x, weight, bias, stride=case.stride, padding=case.kernel // 2)
+        return F.conv2d(x, weight, bias, stride=case.stride, padding=case.kernel // 2, groups=case.groups)
     return F.linear(x, weight, bias)
 
 
@@ -114,7 +113,7 @@ def _materialised(layer: Layer) -> Rival:
                 biases.flatten(),
                 stride=case.stride,
                 padding=case.kernel // 2,
-                groups=case.batch,
+                groups=case.batch * case.groups,
             )
             return y.view(case.batch, case.outputs, *y.shape[2:])
         flat = x.view(case.batch, -1, case.inputs)
@@ -139,7 +138,7 @@ def _memmod(layer: Layer) -> Rival:
     case, weight, bias, index = layer.case, layer.weight, layer.bias, layer.index
     if case.kernel:
         return lambda x, memory: functional.modulated_conv2d(
-            x, weight, bias, memory, index, stride=case.stride, padding=case.kernel // 2
+            x, weight, bias, memory, index, stride=case.stride, padding=case.kernel // 2, groups=case.groups
         )
     return lambda x, memory: functional.modulated_linear(x, weight, bias, memory, index)
 
@@ -162,40 +161,22 @@ RIVALS: dict[str, Callable[[Layer], Rival]] = {
     "vmap": _vmap,
     "memmod": _memmod,
 }
-# On a GPU memmod is measured by its own choice of path, and on each path.
-PATHS = {"memmod fused": "fused", "memmod library": "library"}
 
 
 def rivals_on(device: str) -> Sequence[str]:
     """The rivals' names on a type of device."""
-    return ("plain", "eager", "compile", "memmod", *PATHS) if device == "cuda" else tuple(RIVALS)
+    return ("plain", "eager", "compile", "memmod", *WAYS) if device == "cuda" else tuple(RIVALS)
 
 
 def make_rival(name: str, layer: Layer) -> Rival:
-    """A rival as a function of (x, memory), to be called inside `on_path(name)`."""
-    return RIVALS["memmod" if name in PATHS else name](layer)
-
-
-@contextmanager
-def on_path(name: str) -> Iterator[None]:
-    """The kernels' path is the one that the rival's name names."""
-    if name not in PATHS:
-        yield
-        return
-    from memmod.kernels import paths
-
-    paths.force(PATHS[name])
-    try:
-        yield
-    finally:
-        paths.force(None)
+    """A rival as a function of (x, memory), to be called inside `on_way(name)`."""
+    return RIVALS["memmod" if name in WAYS else name](layer)
 
 
 def left_out(name: str, case: Case) -> str | None:
     """Why a rival is not measured on a case, or None."""
-    if name in PATHS:
-        forced = dispatch.get_backend()
-        return f"backend {forced} is forced" if forced not in (None, "triton") else dispatch.availability()["triton"]
+    if name in WAYS:
+        return why_not(name)
     if name not in ("materialised", "vmap"):
         return None
     count = case.batch

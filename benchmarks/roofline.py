@@ -72,7 +72,7 @@ def work(case: Case, phase: str, gated: bool = True) -> Work:
     memory and the index, and in the backward y, from which the memory's gradient comes, and that gradient.
     """
     itemsize = DTYPES[case.dtype].itemsize
-    inner = case.inputs * max(1, case.kernel) ** 2
+    inner = case.inputs // case.groups * max(1, case.kernel) ** 2
     x, weight = case.batch * case.inputs, case.outputs * inner
     if case.kernel:
         side = (case.side + 2 * (case.kernel // 2) - case.kernel) // case.stride + 1

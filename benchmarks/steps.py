@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks.measure import LAYOUTS, Runner, saved_bytes
 from benchmarks.networks import NETWORK_RIVALS, Network
+from benchmarks.ways import WAYS, on_way, why_not
 
 
 class NetworkRunner(Runner):
@@ -24,11 +25,15 @@ class NetworkRunner(Runner):
     def __init__(self, rival: str, network: Network, phase: str) -> None:
         self.rival, self.x, self.target, self.backward = rival, network.x, network.target, phase != "forward"
         self.device = network.x.device
-        made = NETWORK_RIVALS[rival](network)
+        made = NETWORK_RIVALS["memmod" if rival in WAYS else rival](network)
         self.call, self.leaves, self.module = made.call, made.leaves, made.module
 
     def once(self) -> tuple[Tensor, ...]:
         """(logits,) or (logits, gradient of each memory); plain networks have one token gradient instead."""
+        with on_way(self.rival):
+            return self._once()
+
+    def _once(self) -> tuple[Tensor, ...]:
         if not self.backward:
             with torch.no_grad():
                 return (self.call(self.x),)
@@ -47,7 +52,6 @@ class NetworkRunner(Runner):
 class NetworkComparison:
     """The rivals of one network in one phase."""
 
-    rivals: Sequence[str] = tuple(NETWORK_RIVALS)
     roof = None
 
     def __init__(self, network: Network, phase: str) -> None:
@@ -55,9 +59,12 @@ class NetworkComparison:
         what = "serving" if phase == "forward" else "step"
         self.group = f"{what} {network.case.group} {network.case.dtype}"
         self.device = network.x.device
+        self.rivals = (*NETWORK_RIVALS, *WAYS) if self.device.type == "cuda" else tuple(NETWORK_RIVALS)
         self.layouts = tuple(LAYOUTS) if network.case.convolutional else ("",)
 
     def left_out(self, rival: str) -> str | None:
+        if rival in WAYS:
+            return why_not(rival)
         return "nothing to fold" if rival.endswith(" folded") and not self.network.norms else None
 
     def layouts_of(self, rival: str) -> Sequence[str]:

@@ -17,6 +17,7 @@ SMALL = (
     Case("linear", "small", 6, 16, 24, tokens=5),
     Case("linear", "rows", 6, 16, 24),
     Case("conv", "small", 4, 8, 8, kernel=3, side=6),
+    Case("conv", "depthwise", 4, 8, 8, kernel=3, side=6, groups=8),
 )
 QUICK = tuple(name for name in RIVALS if name != "compile")
 

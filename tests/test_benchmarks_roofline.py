@@ -14,13 +14,18 @@ from benchmarks.measure import Result, compare
 from benchmarks.rivals import make_layer
 from benchmarks.roofline import Card, Roof, Work
 from memmod.kernels import paths
+from memmod.ops import dispatch
 
 LAYER = Case("linear", "l", 4, 16, 32, tokens=5, dtype="bf16")
 CONVOLUTION = Case("conv", "c", 4, 16, 32, kernel=3, side=7, stride=2)
+DEPTHWISE = Case("conv", "d", 4, 16, 16, kernel=3, side=7, groups=16)
 ROOF = Roof(1e12, 1e9, "bf16")
 
 
-@pytest.mark.parametrize("case", [LAYER, CONVOLUTION, replace(CONVOLUTION, kernel=1, stride=1), CONV[0]], ids=str)
+WITH_ONE_BY_ONE = [LAYER, CONVOLUTION, replace(CONVOLUTION, kernel=1, stride=1), DEPTHWISE, CONV[0]]
+
+
+@pytest.mark.parametrize("case", WITH_ONE_BY_ONE, ids=str)
 def test_bytes_are_those_of_the_tensors(case: Case) -> None:
     layer = make_layer(case, "cpu")
 
@@ -38,7 +43,7 @@ def test_bytes_are_those_of_the_tensors(case: Case) -> None:
     assert roofline.work(case, "forward+backward").bytes == forward + backward + more
 
 
-@pytest.mark.parametrize("case", [LAYER, CONVOLUTION, replace(CONVOLUTION, kernel=1)], ids=str)
+@pytest.mark.parametrize("case", [LAYER, CONVOLUTION, replace(CONVOLUTION, kernel=1), DEPTHWISE], ids=str)
 def test_operations_are_those_that_torch_counts(case: Case) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -171,49 +176,58 @@ def test_the_host_does_not_wait_inside_its_own_time() -> None:
     assert device.log == ["synchronise", "call", "call", "synchronise"]
 
 
-def test_rivals_on_a_gpu_name_memmod_by_path() -> None:
-    assert rivals.rivals_on("cuda") == ("plain", "eager", "compile", "memmod", "memmod fused", "memmod library")
+def test_rivals_on_a_gpu_name_memmod_by_backend_and_path() -> None:
+    memmods = ("memmod", "memmod triton", "memmod cuda", "memmod library")
+    assert rivals.rivals_on("cuda") == ("plain", "eager", "compile", *memmods)
     assert rivals.rivals_on("cpu") == tuple(rivals.RIVALS)
 
 
-def test_a_path_is_forced_in_forward_and_backward_and_not_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_is_taken_in_forward_and_backward_and_not_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "availability", lambda: dict.fromkeys(dispatch.BACKENDS))
+    dispatch.set_backend("reference")
     seen = []
 
     class Spy(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, memory):
-            seen.append(paths._forced)
+            seen.append((dispatch.get_backend(), paths._forced))
             return x.clone()
 
         @staticmethod
         def backward(ctx, gradient):
-            seen.append(paths._forced)
+            seen.append((dispatch.get_backend(), paths._forced))
             return gradient, torch.zeros(10, 16)
 
     monkeypatch.setitem(rivals.RIVALS, "memmod", lambda layer: Spy.apply)
     layer = make_layer(Case("linear", "square", 4, 16, 16), "cpu")
-    for name in ("memmod fused", "memmod library", "memmod"):
-        LayerRunner(name, layer, "forward+backward").once()
-    assert seen == ["fused", "fused", "library", "library", None, None]
-    assert paths._forced is None
+    try:
+        for name in ("memmod triton", "memmod cuda", "memmod library", "memmod"):
+            LayerRunner(name, layer, "forward+backward").once()
+        expected = [("triton", "fused"), ("cuda", None), ("triton", "library"), ("reference", None)]
+        assert seen[::2] == seen[1::2] == expected
+        assert dispatch.get_backend() == "reference" and paths._forced is None
+    finally:
+        dispatch.set_backend(None)
 
 
-def test_a_path_that_cannot_be_forced_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals.dispatch, "get_backend", lambda: None)
-    monkeypatch.setattr(rivals.dispatch, "availability", lambda: {"triton": "no GPU"})
-    assert rivals.left_out("memmod fused", LAYER) == "no GPU"
-    monkeypatch.setattr(rivals.dispatch, "availability", lambda: {"triton": None})
-    assert rivals.left_out("memmod fused", LAYER) is None
-    monkeypatch.setattr(rivals.dispatch, "get_backend", lambda: "reference")
-    assert rivals.left_out("memmod library", LAYER) == "backend reference is forced"
+def test_a_way_that_cannot_be_taken_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "get_backend", lambda: None)
+    monkeypatch.setattr(dispatch, "availability", lambda: {"triton": "no GPU", "cuda": None})
+    assert rivals.left_out("memmod triton", LAYER) == rivals.left_out("memmod library", LAYER) == "no GPU"
+    assert rivals.left_out("memmod cuda", LAYER) is None
+    monkeypatch.setattr(dispatch, "get_backend", lambda: "cuda")
+    assert rivals.left_out("memmod library", LAYER) == "backend cuda is forced"
+    assert rivals.left_out("memmod cuda", LAYER) is None
     assert rivals.left_out("memmod", LAYER) is None
 
 
-def test_fused_convolutions_run_in_nhwc_alone() -> None:
+def test_own_convolutions_run_in_nhwc_alone() -> None:
     comparison = LayerComparison(make_layer(CONVOLUTION, "cpu"), "forward")
-    assert comparison.layouts_of("memmod fused") == ("NHWC",)
+    assert comparison.layouts_of("memmod triton") == comparison.layouts_of("memmod cuda") == ("NHWC",)
     assert set(comparison.layouts_of("memmod library")) == set(comparison.layouts_of("plain")) == {"NCHW", "NHWC"}
-    assert LayerComparison(make_layer(LAYER, "cpu"), "forward").layouts_of("memmod fused") == ("",)
+    grouped = LayerComparison(make_layer(DEPTHWISE, "cpu"), "forward")
+    assert set(grouped.layouts_of("memmod cuda")) == {"NCHW", "NHWC"}
+    assert LayerComparison(make_layer(LAYER, "cpu"), "forward").layouts_of("memmod triton") == ("",)
 
 
 def test_the_table_of_a_gpu_shows_what_is_reached() -> None:
@@ -228,7 +242,7 @@ def test_the_table_of_a_gpu_shows_what_is_reached() -> None:
     on_cpu = replace(result, device="cpu", host_seconds=None, roof=None)
     assert on_cpu.of_floor is None
     assert "TF/s" not in table.render([on_cpu])[0] and len(table.machine([on_cpu])) == 1
-    left_out = Result("b cuda", "g", "forward", "memmod fused", device="cuda", note="no GPU")
+    left_out = Result("b cuda", "g", "forward", "memmod cuda", device="cuda", note="no GPU")
     header, _, line = table.render([result, left_out])
     assert line[header.index("note") :] == "left out: no GPU"
 
