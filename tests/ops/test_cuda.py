@@ -1,5 +1,5 @@
-"""The ops on a CUDA device: the bound, classes out of range without waiting for the device, CUDA graphs, streams,
-addresses beyond 2**31 elements, torch.compile, TF32."""
+"""The ops on a CUDA device, by Triton and by CUDA C++: the bound, classes out of range without waiting for the device,
+CUDA graphs, streams, addresses beyond 2**31 elements, torch.compile, TF32."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memmod.kernels import paths
+from benchmarks.ways import WAYS, on_way, why_not
 from memmod.ops import dispatch
 from tests.ops.bounds import Results, assert_within_bound, run_op, run_oracle
 from tests.ops.problems import FLOATS, Case, Problem
@@ -30,7 +30,8 @@ CASES = [
     *(Case("modulate_output", (6, 31, 7, 5), pattern) for pattern in ("mixed", "sets", "whole batch")),
     Case("modulate_output", (6, 31, 7, 5), gate="identity", classes=40),
 ]
-# One of each op, in a layout that the fused kernels take.
+# One of each kernel, in a layout that it takes.
+FEW = Case("modulated_linear", (6, 33, 31), granularity="unit+input")
 LINEAR = Case("modulated_linear", (6, 5, 33, 31), granularity="unit+input")
 CONV = Case(
     "modulated_conv2d",
@@ -41,7 +42,10 @@ CONV = Case(
     options=(("padding", (1, 1)),),
 )
 OUTPUT = Case("modulate_output", (6, 31, 7, 5))
-OPS = [LINEAR, CONV, OUTPUT]
+OPS = [
+    pytest.param(case, id=name)
+    for name, case in {"few rows": FEW, "linear": LINEAR, "conv2d": CONV, "output": OUTPUT}.items()
+]
 # What a step with frozen weights differentiates.
 NEEDS = ("x", "memory", "input_memory")
 
@@ -50,25 +54,25 @@ def on_device(problem: Problem) -> Problem:
     return problem.to("cuda")
 
 
-@pytest.fixture(params=["fused", "library"])
-def triton_path(request, monkeypatch):
-    """The Triton backend on one path; the library's convolutions repeat their bits."""
+def taken(way: str) -> Iterator[str]:
+    reason = why_not(way) if way in WAYS else None
+    if reason is not None:
+        pytest.skip(reason)
+    with on_way(way):
+        yield way
+
+
+@pytest.fixture(params=["memmod", *WAYS])
+def way(request, monkeypatch):
+    """The automatic choice, then each backend and path; the library's convolutions repeat their bits."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    dispatch.set_backend("triton")
-    paths.force(request.param)
-    yield request.param
-    paths.force(None)
-    dispatch.set_backend(None)
+    yield from taken(request.param)
 
 
-@pytest.fixture
-def fused():
-    """The Triton backend on the fused path."""
-    dispatch.set_backend("triton")
-    paths.force("fused")
-    yield
-    paths.force(None)
-    dispatch.set_backend(None)
+@pytest.fixture(params=["memmod triton", "memmod cuda"])
+def own(request):
+    """Each backend with its own kernels wherever they serve a call."""
+    yield from taken(request.param)
 
 
 def assert_same_bits(got: Results, expected: Results) -> None:
@@ -76,8 +80,8 @@ def assert_same_bits(got: Results, expected: Results) -> None:
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_within_bound_and_the_same_bits_twice(case):
+@pytest.mark.parametrize("case", [*CASES, FEW], ids=str)
+def test_within_bound_and_the_same_bits_twice(way, case):
     problems = [on_device(case.draw(seed)) for seed in range(3)]
     assert_within_bound(problems)
     first, second = run_op(problems[0]), run_op(problems[0])
@@ -88,8 +92,8 @@ def test_within_bound_and_the_same_bits_twice(case):
 @pytest.mark.parametrize("pattern", ["mixed", "sets"])
 @pytest.mark.parametrize("classes", [3, 40])
 @pytest.mark.parametrize("granularity", ["unit", "input"])
-@pytest.mark.parametrize("case", OPS, ids=lambda case: case.op)
-def test_a_class_out_of_range_gives_nan_in_its_rows_only(triton_path, case, granularity, classes, pattern, wrong):
+@pytest.mark.parametrize("case", OPS)
+def test_a_class_out_of_range_gives_nan_in_its_rows_only(way, case, granularity, classes, pattern, wrong):
     # Four samples of two rows: a table of gates by class, by sample for 40 classes or sets.
     case = dataclasses.replace(
         case,
@@ -183,14 +187,14 @@ def assert_replays_as_eager(problems: list[Problem], recorder: Callable) -> None
 
 
 @pytest.mark.parametrize("pattern", ["mixed", "sets", "whole batch"])
-@pytest.mark.parametrize("case", OPS, ids=lambda case: case.op)
-def test_cuda_graphs_replay_with_new_contents(triton_path, case, pattern):
+@pytest.mark.parametrize("case", OPS)
+def test_cuda_graphs_replay_with_new_contents(way, case, pattern):
     case = dataclasses.replace(case, pattern=pattern)
     assert_replays_as_eager([on_device(case.draw(seed)) for seed in range(3)], record)
 
 
-@pytest.mark.parametrize("case", OPS, ids=lambda case: case.op)
-def test_a_side_stream_gives_the_same_bits(triton_path, case):
+@pytest.mark.parametrize("case", OPS)
+def test_a_side_stream_gives_the_same_bits(way, case):
     problem = on_device(case.draw())
     expected = run_op(problem, NEEDS)
     # Filled late and on the side stream: a kernel on another stream would read NaN.
@@ -232,7 +236,7 @@ def heavy_tailed(shape: tuple[int, ...], **options) -> Tensor:
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((3, LONG, 1024), 2), ((3, 1024, LONG), 1)], ids=["rows", "lines"])
-def test_modulate_output_of_more_than_2_to_the_31_elements(fused, room, shape, dim):
+def test_modulate_output_of_more_than_2_to_the_31_elements(own, room, shape, dim):
     room(18)
     assert_output_is_right(shape, dim, device="cuda", dtype=torch.bfloat16)
 
@@ -264,23 +268,33 @@ def assert_output_is_right(shape: tuple[int, int, int], dim: int, **options) -> 
             assert ((dmemory[selected] - total).abs() <= torch.finfo(x.dtype).eps * total).all()
 
 
+@pytest.mark.parametrize("conv", [False, True], ids=["linear", "conv2d"])
 @pytest.mark.parametrize(("inputs", "units", "gib"), [(64, 1024, 8), (1024, 64, 12)], ids=["y", "x"])
-def test_modulated_linear_of_more_than_2_to_the_31_elements(fused, room, inputs, units, gib):
+def test_layers_of_more_than_2_to_the_31_elements(own, room, inputs, units, gib, conv):
     room(gib)
-    assert_linear_is_right(LONG, inputs, units, device="cuda", dtype=torch.bfloat16)
+    assert_layer_is_right(LONG, inputs, units, conv, device="cuda", dtype=torch.bfloat16)
 
 
-def assert_linear_is_right(tokens: int, inputs: int, units: int, **options) -> None:
+def assert_layer_is_right(tokens: int, inputs: int, units: int, conv: bool, **options) -> None:
+    """A linear layer, or the same as a 1x1 convolution of `tokens` pixels in channels_last."""
     x = heavy_tailed((3, tokens, inputs), **options)
     weight, bias = torch.randn(units, inputs, **options) / inputs**0.5, torch.randn(units, **options)
     memory, index = torch.randn(2, units, device=x.device), torch.tensor(SELECTED, device=x.device)
     call = (memory, None, index)
-    y = torch.ops.memmod.modulated_linear.default(x, weight, bias, *call, "sigmoid", True, False)[0]
     # With dy = y the gradient of the memory is σ(−α) x the sum of squares of y.
     needs = [True, False, False, True, False]
-    dx, _, _, dmemory, _ = torch.ops.memmod.modulated_linear_backward.default(
-        y, x.shape, None, weight, *call, y, "sigmoid", True, needs
-    )
+    if conv:
+        images, kernel, geometry = x[:, :, None].permute(0, 3, 1, 2), weight[:, :, None, None], ([1, 1], [0, 0], [1, 1])
+        forward, backward = torch.ops.memmod.modulated_conv2d, torch.ops.memmod.modulated_conv2d_backward
+        y = forward.default(images, kernel, bias, *call, "sigmoid", True, False, *geometry, 1)[0]
+        dx, _, _, dmemory, _ = backward.default(
+            y, images.shape, None, kernel, *call, y, "sigmoid", True, *geometry, 1, needs
+        )
+        y, dx = (t.permute(0, 2, 3, 1).squeeze(2) for t in (y, dx))
+    else:
+        forward, backward = torch.ops.memmod.modulated_linear, torch.ops.memmod.modulated_linear_backward
+        y = forward.default(x, weight, bias, *call, "sigmoid", True, False)[0]
+        dx, _, _, dmemory, _ = backward.default(y, x.shape, None, weight, *call, y, "sigmoid", True, needs)
     eps = torch.finfo(x.dtype).eps
 
     def product(a: Tensor, wide: Callable[[Tensor], Tensor], s: Tensor) -> tuple[Tensor, Tensor]:
@@ -303,7 +317,7 @@ def assert_linear_is_right(tokens: int, inputs: int, units: int, **options) -> N
             assert ((dmemory[selected] - exact).abs() <= eps * exact).all()
 
 
-def test_compiles_whole(fused):
+def test_compiles_whole(own):
     torch._dynamo.reset()
     net = Net().cuda()
     assert_compiled_is_eager(net)
@@ -331,7 +345,7 @@ def assert_compiled_is_eager(net: Net) -> None:
     assert not torch.equal(*outputs)
 
 
-def test_fp32_products_are_in_fp32_unless_tf32_is_allowed(fused, monkeypatch):
+def test_fp32_products_are_in_fp32_unless_tf32_is_allowed(own, monkeypatch):
     case = Case("modulated_linear", (6, 5, 1023, 129), granularity="unit+input")
     problems = [on_device(case.draw(seed)) for seed in range(3)]
     monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")
