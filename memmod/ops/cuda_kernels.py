@@ -14,6 +14,9 @@ from memmod.ops.extension import PACKAGE, REBUILD, build_info
 from memmod.ops.serves import gpu_supports, unserved
 
 _KERNEL = "the CUDA kernel"
+# What the tail's second dim of blocks, 65,535 at most, reaches: 32 channels each, or a chunk of a line.
+BLOCKS = 2**16 - 1
+CHANNELS, LINE = 32 * BLOCKS, cuda_output.LINE_CHUNK * BLOCKS
 # The type of the device whose tensors the loaded kernels take.
 _device = "cuda"
 
@@ -89,7 +92,16 @@ def device_type() -> str:
 def _unserved(x: Tensor, *memories: Tensor | None) -> str | None:
     if x.device.type != _device:
         return f"{_KERNEL} needs a {_device.upper()} tensor, x is on {x.device}"
-    return (_no_code(x.device) if x.is_cuda else None) or unserved(_KERNEL, x, *memories)
+    return (_no_code(x.device) if x.is_cuda else None) or unserved(_KERNEL, x, *memories) or _too_long(x, *memories)
+
+
+def _too_long(x: Tensor, *memories: Tensor | None) -> str | None:
+    """More channels, or a longer line of numbers behind two dims, than the tail's blocks reach."""
+    widest = max((memory.shape[-1] for memory in memories if memory is not None), default=0)
+    if widest > CHANNELS:
+        return f"{_KERNEL} gates up to {CHANNELS} channels, not {widest}"
+    line = x[:1, :1].numel() if x.dim() > 2 else 0
+    return None if line <= LINE else f"{_KERNEL} takes up to {LINE} numbers behind the first two dims, not {line}"
 
 
 _RUN = {

@@ -9,6 +9,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from memmod.kernels import paths  # noqa: E402
 from memmod.ops import cuda_kernels, cuda_paths  # noqa: E402
+from memmod.ops.serves import gpu_supports  # noqa: E402
 from tests.ops.problems import Case  # noqa: E402
 from tests.ops.test_torch_library import backward_args  # noqa: E402
 
@@ -60,6 +61,25 @@ def test_convolutions_left_to_others(old_gpu):
     assert passed_over(LARGE, index=torch.zeros(1, dtype=torch.int64)) is not None
     groups = Case("modulated_conv2d", (4, 16, 64, 64, 16, 3), options=(*PADDED, ("groups", 2)), **LAST)
     assert passed_over(groups) is not None
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "reason"),
+    [
+        ((2, cuda_kernels.CHANNELS), 1, None),
+        ((2, cuda_kernels.CHANNELS + 1), 1, "channels, not 2097121"),
+        ((1, 2, cuda_kernels.LINE), 1, None),
+        ((1, 2, cuda_kernels.LINE + 1), 1, "behind the first two dims, not 268431361"),
+        ((2**31, 2), 1, "counts rows in 32 bits, and there are 2147483648: split the batch"),
+    ],
+)
+def test_sizes_that_the_kernels_count_to(monkeypatch, shape, dim, reason):
+    monkeypatch.setattr(cuda_kernels, "_device", "meta")
+    x, memory = torch.empty(shape, device="meta"), torch.empty(3, shape[dim], device="meta")
+    index = torch.empty(1, dtype=torch.int64, device="meta")
+    supports = gpu_supports("the CUDA kernel", cuda_kernels._unserved)["modulate_output"]
+    got = supports(x, memory, index, dim, "sigmoid", False)
+    assert got is None if reason is None else reason in got
 
 
 def test_convolutions_on_other_devices():
