@@ -178,7 +178,7 @@ void multiply_copy(
   const int64_t pitch = plan.pitch(), tiles_of_image = ceil_div((bottom - top) * pitch, kTileRows);
   const int64_t tiles = images * tiles_of_image, blocks = ceil_div(tiles, 2);
   Rows& rows = thread_rows();
-  rows.reset(blocks * kAmxRows, 1);
+  rows.reset(blocks * kAmxRows);
   thread_local std::vector<float> unread;
   unread.resize(std::max<size_t>(unread.size(), plan.columns));
   std::fill(rows.out.begin(), rows.out.end(), unread.data());
@@ -268,10 +268,11 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& wei
     const Copy copy(plan, images, bottom - top);
     for (int64_t image = 0; image < images; ++image) {
       const float* x = layer.x + (first_image + image) * shape.height * shape.width * shape.inputs;
+      const float* s = layer.in == nullptr ? nullptr : layer.in->row((first_image + image) / layer.images_per_sample);
       copy.fill_image(image, top - plan.pad_y, [&](int64_t row, int64_t channel, int64_t channels, uint16_t* to) {
         kernels().split_rows(
-            x + row * shape.width * shape.inputs + channel, shape.inputs, nullptr, to, copy.pixel(), kAmxChannels,
-            shape.width, channels);
+            x + row * shape.width * shape.inputs + channel, shape.inputs, s == nullptr ? nullptr : s + channel, to,
+            copy.pixel(), kAmxChannels, shape.width, channels);
       });
     }
     multiply_copy(

@@ -184,9 +184,8 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     run(layer, packed_weight);
     return {y, kept};
   }
-  const at::Tensor gated = gated_input(images, selected.input_gates(), samples);
   const ConvForward layer{
-      gated.const_data_ptr<float>(),
+      images.const_data_ptr<float>(),
       y.mutable_data_ptr<float>(),
       keeps ? kept.mutable_data_ptr<float>() : nullptr,
       bias_data,
@@ -194,6 +193,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
       keep_product,
       modulation.relu,
       selected.output_gates(),
+      selected.input_gates(),
       x.size(0) / samples};
   amx ? run_amx(layer, shape, packed_weight) : run(layer, shape, packed_weight);
   return {y, kept};

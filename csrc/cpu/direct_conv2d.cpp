@@ -1,10 +1,10 @@
 #include "direct_conv2d.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 #include <vector>
 
+#include "aligned.h"
 #include "multiply.h"
 
 namespace memmod::cpu {
@@ -23,15 +23,6 @@ int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -ceil_div(-a, b);
 }
 
-// What a tap reads beside the image.
-const float* zeros(int64_t count) {
-  thread_local std::vector<float> buffer;
-  if (static_cast<int64_t>(buffer.size()) < count) {
-    buffer.assign(count, 0.0f);
-  }
-  return buffer.data();
-}
-
 Rows& thread_rows() {
   thread_local Rows rows;
   return rows;
@@ -42,84 +33,86 @@ bool worth_threads(const ConvShape& shape) {
   return 2 * pixels * shape.units * shape.inputs * shape.taps() > kSerialOperations;
 }
 
-// Where the taps of a sum read, from the pixel that a row's first tap would read: in pixels, in ascending order.
-struct Taps {
-  std::vector<int64_t> index;  // in the packed weight
-  std::vector<int64_t> y, x;
-  int64_t run = 1;  // taps that are neighbours in the image and in the packed weight
+// Rows and columns of an image, whole rows of it and zeros around them.
+struct Window {
+  int64_t top, left, bottom, right;
 
-  int64_t count() const {
-    return static_cast<int64_t>(index.size());
+  int64_t pitch() const {
+    return right - left;
+  }
+  int64_t pixels() const {
+    return (bottom - top) * pitch();
+  }
+  // The place of pixel (y, x) of the image.
+  int64_t at(int64_t y, int64_t x) const {
+    return (y - top) * pitch() + x - left;
   }
 };
 
-// The part of an image that rows read: pixels [top, bottom) by [0, width).
-struct Region {
-  int64_t top, bottom, width, channels;
-};
-
-// The pixel that a row counts its taps from; it may lie beside the image.
-struct Pixel {
-  const float* image;  // the first pixel of the row's region
-  int64_t y, x;
-};
-
-// Fills the pointers of all tiles: the taps' pixels, or zeros beside the region. pixel_of(row) in ascending order.
-template <typename PixelOf>
-void place(Rows& rows, const Taps& taps, const Region& region, const PixelOf& pixel_of) {
-  const float* beside = zeros(region.channels);
-  const auto [low_y, high_y] = std::minmax_element(taps.y.begin(), taps.y.end());
-  const auto [low_x, high_x] = std::minmax_element(taps.x.begin(), taps.x.end());
-  const int64_t pitch = region.width * region.channels;
-  thread_local std::vector<int64_t> offsets;
-  offsets.resize(taps.count());
-  for (int64_t tap = 0; tap < taps.count(); ++tap) {
-    offsets[tap] = taps.y[tap] * pitch + taps.x[tap] * region.channels;
-  }
-  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
-    const int64_t first = rows.tile_start(tile), count = rows.tile_start(tile + 1) - first;
-    const float** places = rows.a(tile);
-    std::array<Pixel, kMaxRows> pixels;
-    std::array<const float*, kMaxRows> bases;
-    bool within_x = true, within_y = true;
-    for (int64_t r = 0; r < count; ++r) {
-      pixels[r] = pixel_of(first + r);
-      within_x = within_x && pixels[r].x + *low_x >= 0 && pixels[r].x + *high_x < region.width;
-      within_y = within_y && pixels[r].y + *low_y >= region.top && pixels[r].y + *high_y < region.bottom;
-    }
-    if (within_x && within_y) {
-      for (int64_t r = 0; r < count; ++r) {
-        bases[r] = pixels[r].image + ((pixels[r].y - region.top) * region.width + pixels[r].x) * region.channels;
-      }
-      for (int64_t tap = 0; tap < taps.count(); ++tap, places += kMaxRows) {
-        for (int64_t r = 0; r < count; ++r) {
-          places[r] = bases[r] + offsets[tap];
-        }
-      }
-      rows.set_joined(tile, true);
+// Writes a window of an image of height x width pixels: fill(row, to) writes the image's row. Without zeros between, a
+// row of a product has one pointer, whatever the taps: 16 channels on 28 x 28 pixels, forward and backward, 0.8 of the
+// time of pointers by tap.
+template <typename Fill>
+void fill_window(const Window& window, int64_t height, int64_t width, int64_t channels, float* to, const Fill& fill) {
+  const int64_t left = -window.left * channels, right = (window.right - width) * channels;
+  for (int64_t y = window.top; y < window.bottom; ++y, to += window.pitch() * channels) {
+    if (y < 0 || y >= height) {
+      std::fill_n(to, window.pitch() * channels, 0.0f);
       continue;
     }
-    for (int64_t tap = 0; tap < taps.count(); ++tap, places += kMaxRows) {
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t y = pixels[r].y + taps.y[tap], x = pixels[r].x + taps.x[tap];
-        const bool inside = y >= region.top && y < region.bottom && x >= 0 && x < region.width;
-        places[r] = inside ? pixels[r].image + ((y - region.top) * region.width + x) * region.channels : beside;
-      }
-    }
+    std::fill_n(to, left, 0.0f);
+    fill(y, to + left);
+    std::fill_n(to + left + width * channels, right, 0.0f);
   }
 }
 
-Taps forward_taps(const ConvShape& shape) {
-  Taps taps;
-  for (int64_t i = 0; i < shape.kernel_height; ++i) {
-    for (int64_t j = 0; j < shape.kernel_width; ++j) {
-      taps.index.push_back(taps.count());
-      taps.y.push_back(i * shape.options.dilation[0]);
-      taps.x.push_back(j * shape.options.dilation[1]);
-    }
+// Adds up products over some pixels before they join a task's sums: shorter chains of sums round less.
+class RunningSums {
+ public:
+  // total: [channels], or null where there is nothing to add up.
+  RunningSums(float* total, int64_t channels) : total_(total), channels_(channels) {
   }
-  taps.run = shape.options.dilation[1] == 1 ? shape.kernel_width : 1;
-  return taps;
+  ~RunningSums() {
+    flush();
+  }
+  RunningSums(const RunningSums&) = delete;
+  RunningSums& operator=(const RunningSums&) = delete;
+
+  // Where the products of the next `pixels` pixels are added.
+  float* next(int64_t pixels) {
+    if (pixels_ + pixels > kRowsPerSum) {
+      flush();
+    }
+    if (pixels_ == 0) {
+      buffer().assign(channels_, 0.0f);
+    }
+    pixels_ += pixels;
+    return buffer().data();
+  }
+
+ private:
+  static std::vector<float>& buffer() {
+    thread_local std::vector<float> sums;
+    return sums;
+  }
+  void flush() {
+    if (pixels_ == 0) {
+      return;
+    }
+    for (int64_t i = 0; i < channels_; ++i) {
+      total_[i] += buffer()[i];
+    }
+    pixels_ = 0;
+  }
+
+  float* total_;
+  int64_t channels_, pixels_ = 0;
+};
+
+// A thread's copies of windows.
+float* thread_windows(int64_t elements) {
+  thread_local AlignedBuffer<float> buffer;
+  return buffer.get(elements);
 }
 
 // Tasks of a forward: so many pixels that their rows of the image stay in the second-level cache, as the next row of
@@ -148,32 +141,62 @@ Epilogue epilogue_of(const ConvForward& layer) {
 void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   const int64_t image_pixels = shape.out_height * shape.out_width, pixels = shape.images * image_pixels;
+  const int64_t row_size = shape.width * shape.inputs;
+  const int64_t reach_y = (shape.kernel_height - 1) * dilation[0], reach_x = (shape.kernel_width - 1) * dilation[1];
+  const int64_t right = std::max(shape.width, (shape.out_width - 1) * stride[1] - padding[1] + reach_x + 1);
   const Partition parts = forward_partition(shape, weight.panels());
-  const Taps taps = forward_taps(shape);
   const Epilogue epilogue = epilogue_of(layer);
+  std::vector<Tap> taps;
+  for (int64_t i = 0; i < shape.kernel_height; ++i) {
+    for (int64_t j = 0; j < shape.kernel_width; ++j) {
+      const int64_t pixel = i * dilation[0] * (right + padding[1]) + j * dilation[1];
+      taps.push_back({pixel * shape.inputs, static_cast<int64_t>(taps.size())});
+    }
+  }
   for_each_task(parts.tasks(), worth_threads(shape), [&](int64_t task) {
     const int64_t first = parts.row_start(pixels, task / parts.column_parts);
     const int64_t last = parts.row_start(pixels, task / parts.column_parts + 1);
     const int64_t column_part = task % parts.column_parts;
+    const int64_t first_image = first / image_pixels, last_image = ceil_div(last, image_pixels);
+    // The rows of y that the task has pixels of, and what they read.
+    const auto window_of = [&](int64_t image) {
+      const int64_t from = std::max<int64_t>(0, first - image * image_pixels) / shape.out_width;
+      const int64_t to = ceil_div(std::min(image_pixels, last - image * image_pixels), shape.out_width);
+      return Window{from * stride[0] - padding[0], -padding[1], (to - 1) * stride[0] - padding[0] + reach_y + 1, right};
+    };
+    int64_t copied = 0;
+    for (int64_t image = first_image; image < last_image; ++image) {
+      copied += window_of(image).pixels() * shape.inputs;
+    }
+    float* copy = thread_windows(copied);
     Rows& rows = thread_rows();
-    rows.reset(last - first, taps.count(), taps.run);
-    int64_t image = first / image_pixels, y = first % image_pixels / shape.out_width, x = first % shape.out_width;
-    place(rows, taps, {0, shape.height, shape.width, shape.inputs}, [&](int64_t row) {
-      const Pixel pixel{
-          layer.x + image * shape.height * shape.width * shape.inputs, y * stride[0] - padding[0],
-          x * stride[1] - padding[1]};
-      rows.out[row] = layer.y + (first + row) * shape.units;
-      rows.kept[row] = layer.kept == nullptr ? nullptr : layer.kept + (first + row) * shape.units;
-      rows.gates[row] = layer.gates == nullptr ? nullptr : layer.gates->row_or_ones(image / layer.images_per_sample);
-      if (++x == shape.out_width) {
-        x = 0;
-        y = y + 1 == shape.out_height ? 0 : y + 1;
-        image += y == 0 ? 1 : 0;
+    rows.reset(last - first);
+    int64_t pixel = first;
+    for (int64_t image = first_image; image < last_image; ++image) {
+      const Window window = window_of(image);
+      const int64_t sample = image / layer.images_per_sample;
+      const float* s = layer.in == nullptr ? nullptr : layer.in->row(sample);
+      const float* gates = layer.gates == nullptr ? nullptr : layer.gates->row_or_ones(sample);
+      fill_window(window, shape.height, shape.width, shape.inputs, copy, [&](int64_t y, float* to) {
+        kernels().scale_rows[static_cast<int>(Type::kFloat)](
+            layer.x + (image * shape.height + y) * row_size, shape.inputs, s, to, shape.inputs, shape.width,
+            shape.inputs);
+      });
+      const int64_t start = image * image_pixels, stop = std::min(last, start + image_pixels);
+      for (int64_t y = (pixel - start) / shape.out_width, x = (pixel - start) % shape.out_width; pixel < stop;
+           ++y, x = 0) {
+        for (; x < shape.out_width && pixel < stop; ++x, ++pixel) {
+          const int64_t row = pixel - first;
+          rows.a[row] = copy + window.at(y * stride[0] - padding[0], x * stride[1] - padding[1]) * shape.inputs;
+          rows.out[row] = layer.y + pixel * shape.units;
+          rows.kept[row] = layer.kept == nullptr ? nullptr : layer.kept + pixel * shape.units;
+          rows.gates[row] = gates;
+        }
       }
-      return pixel;
-    });
+      copy += window.pixels() * shape.inputs;
+    }
     multiply(
-        rows, weight, taps.index.data(), part_start(weight.panels(), parts.column_parts, column_part),
+        rows, weight, taps, part_start(weight.panels(), parts.column_parts, column_part),
         part_start(weight.panels(), parts.column_parts, column_part + 1), epilogue);
   });
 }
@@ -206,13 +229,13 @@ namespace {
 // The pixels of dx that are equal modulo the stride, and the taps that reach them.
 struct Phase {
   int64_t y, x;
-  Taps taps;
+  std::vector<Tap> taps;
 };
 
 // Pixel (y, x) of dx reads dz at ((y + padding − i · dilation) / stride, …) for the taps (i, j) that divide evenly;
 // which ones do is the same for all pixels of a phase. Taps from last to first, as they are packed: dz in ascending
-// order.
-std::vector<Phase> phases_of(const ConvShape& shape) {
+// order. `pitch`: pixels of a row of the copies of dz.
+std::vector<Phase> phases_of(const ConvShape& shape, int64_t pitch) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   std::vector<Phase> phases;
   for (int64_t y = 0; y < stride[0]; ++y) {
@@ -222,13 +245,12 @@ std::vector<Phase> phases_of(const ConvShape& shape) {
         for (int64_t j = shape.kernel_width - 1; j >= 0; --j) {
           const int64_t up = y + padding[0] - i * dilation[0], left = x + padding[1] - j * dilation[1];
           if (up % stride[0] == 0 && left % stride[1] == 0) {
-            phase.taps.index.push_back(shape.taps() - 1 - (i * shape.kernel_width + j));
-            phase.taps.y.push_back(up / stride[0]);
-            phase.taps.x.push_back(left / stride[1]);
+            phase.taps.push_back(
+                {(up / stride[0] * pitch + left / stride[1]) * shape.units,
+                 shape.taps() - 1 - (i * shape.kernel_width + j)});
           }
         }
       }
-      phase.taps.run = stride[1] == 1 && dilation[1] == 1 ? shape.kernel_width : 1;
       phases.push_back(std::move(phase));
     }
   }
@@ -243,53 +265,45 @@ int64_t first_of_phase(int64_t low, int64_t phase, int64_t stride) {
 }  // namespace
 
 void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight) {
-  const Kernels& kernel = kernels();
   const auto& [stride, padding, dilation, groups] = shape.options;
   const Bands bands(shape);
-  const std::vector<Phase> phases = phases_of(shape);
   const int64_t row_size = shape.out_width * shape.units;
-  constexpr auto kType = static_cast<int>(Type::kFloat);
+  const int64_t reach_y = (shape.kernel_height - 1) * dilation[0], reach_x = (shape.kernel_width - 1) * dilation[1];
+  // What the taps of dx's pixels read, and all of dz.
+  const int64_t left = std::min<int64_t>(0, floor_div(padding[1] - reach_x, stride[1]));
+  const int64_t right = std::max(shape.out_width, floor_div(shape.width - 1 + padding[1], stride[1]) + 1);
+  const std::vector<Phase> phases = phases_of(shape, right - left);
   for_each_task(bands.tasks(), worth_threads(shape), [&](int64_t task) {
     const int64_t first_image = bands.first_image(task), images = bands.last_image(task) - first_image;
     const auto [top, bottom] = bands.band(task, shape.height);
     const auto [own_top, own_bottom] = bands.band(task, shape.out_height);
-    // Rows of dz that the task's rows of dx read, and those whose products it adds up.
-    const int64_t reach = (shape.kernel_height - 1) * dilation[0];
-    const int64_t first_read = std::max<int64_t>(0, floor_div(top + padding[0] - reach, stride[0]));
-    const int64_t last_read = std::min(shape.out_height, floor_div(bottom - 1 + padding[0], stride[0]) + 1);
-    const int64_t first = std::min(first_read, own_top), last = std::max({last_read, own_bottom, first});
-    const int64_t held = last - first;
-    const float* dz = layer.dy + (first_image * shape.out_height + first) * row_size;
-    int64_t image_size = shape.out_height * row_size;
-    thread_local std::vector<float> buffer;
-    if (layer.gates != nullptr) {
-      if (static_cast<int64_t>(buffer.size()) < images * held * row_size) {
-        buffer.resize(images * held * row_size);
-      }
-      for (int64_t image = 0; image < images; ++image) {
-        const int64_t sample = (first_image + image) / layer.images_per_sample;
-        const float* s = layer.relu ? layer.gates->row_or_ones(sample) : layer.gates->row(sample);
-        float* sum = layer.sums != nullptr ? layer.sums->row(task, sample) : nullptr;
-        float* unread = layer.relu ? unread_sums(shape.units) : nullptr;
-        const int64_t start = ((first_image + image) * shape.out_height + first) * row_size;
-        const auto gate = [&](int64_t from, int64_t to, float* sums) {
-          const int64_t at = (from - first) * row_size, pixels = (to - from) * shape.out_width;
-          const float* dy = layer.dy + start + at;
-          float* out = buffer.data() + image * held * row_size + at;
-          if (sums != nullptr) {
-            add_products_and_widen(
-                Type::kFloat, layer.relu, dy, layer.saved + start + at, shape.units, s, out, shape.units, kernel.lanes,
-                sums, pixels, shape.units);
-          } else {
-            kernel.widen_rows[kType](dy, shape.units, s, out, shape.units, kernel.lanes, pixels, shape.units);
-          }
-        };
-        gate(first, own_top, unread);
-        gate(own_top, own_bottom, sum != nullptr ? sum : unread);
-        gate(own_bottom, last, unread);
-      }
-      dz = buffer.data();
-      image_size = held * row_size;
+    const int64_t first_read = floor_div(top + padding[0] - reach_y, stride[0]);
+    const int64_t last_read = floor_div(bottom - 1 + padding[0], stride[0]) + 1;
+    const Window window{std::min(first_read, own_top), left, std::max(last_read, own_bottom), right};
+    const int64_t copy_size = window.pixels() * shape.units;
+    float* copies = thread_windows(images * copy_size);
+    for (int64_t image = 0; image < images; ++image) {
+      const int64_t sample = (first_image + image) / layer.images_per_sample;
+      const float* s = layer.gates == nullptr ? nullptr
+                       : layer.relu           ? layer.gates->row_or_ones(sample)
+                                              : layer.gates->row(sample);
+      float* sum = layer.sums != nullptr ? layer.sums->row(task, sample) : nullptr;
+      RunningSums sums(sum, shape.units);
+      fill_window(
+          window, shape.out_height, shape.out_width, shape.units, copies + image * copy_size,
+          [&](int64_t y, float* to) {
+            const int64_t from = ((first_image + image) * shape.out_height + y) * row_size;
+            const bool own = sum != nullptr && y >= own_top && y < own_bottom;
+            if (own || layer.relu) {
+              add_products_and_widen(
+                  Type::kFloat, layer.relu, layer.dy + from, layer.saved + from, shape.units, s, to, shape.units,
+                  kernels().lanes, own ? sums.next(shape.out_width) : unread_sums(shape.units), shape.out_width,
+                  shape.units);
+            } else {
+              kernels().scale_rows[static_cast<int>(Type::kFloat)](
+                  layer.dy + from, shape.units, s, to, shape.units, shape.out_width, shape.units);
+            }
+          });
     }
     Rows& rows = thread_rows();
     for (const Phase& phase : phases) {
@@ -300,33 +314,28 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
       if (count == 0) {
         continue;
       }
-      const auto target = [&](int64_t row) {
-        const int64_t y = first_y + row / wide % tall * stride[0], x = first_x + row % wide * stride[1];
-        const int64_t image = first_image + row / (wide * tall);
-        return layer.dx + ((image * shape.height + y) * shape.width + x) * shape.inputs;
-      };
-      if (phase.taps.count() == 0) {
-        for (int64_t row = 0; row < count; ++row) {
-          std::fill_n(target(row), shape.inputs, 0.0f);
+      rows.reset(count);
+      int64_t row = 0;
+      for (int64_t image = 0; image < images; ++image) {
+        for (int64_t y = 0; y < tall; ++y) {
+          const float* from =
+              copies + image * copy_size + window.at((first_y - phase.y) / stride[0] + y, 0) * shape.units;
+          float* to =
+              layer.dx +
+              (((first_image + image) * shape.height + first_y + y * stride[0]) * shape.width + first_x) * shape.inputs;
+          for (int64_t x = 0; x < wide; ++x, ++row) {
+            rows.a[row] = from + x * shape.units;
+            rows.out[row] = to + x * stride[1] * shape.inputs;
+          }
+        }
+      }
+      if (phase.taps.empty()) {
+        for (void* to : rows.out) {
+          std::fill_n(static_cast<float*>(to), shape.inputs, 0.0f);
         }
         continue;
       }
-      rows.reset(count, phase.taps.count(), phase.taps.run);
-      const int64_t first_row = (first_y - phase.y) / stride[0];
-      int64_t image = 0, y = 0, x = 0;
-      place(rows, phase.taps, {first, first + held, shape.out_width, shape.units}, [&](int64_t row) {
-        const Pixel pixel{dz + image * image_size, first_row + y, x};
-        rows.out[row] = layer.dx + (((first_image + image) * shape.height + first_y + y * stride[0]) * shape.width +
-                                    first_x + x * stride[1]) *
-                                       shape.inputs;
-        if (++x == wide) {
-          x = 0;
-          y = y + 1 == tall ? 0 : y + 1;
-          image += y == 0 ? 1 : 0;
-        }
-        return pixel;
-      });
-      multiply(rows, weight, phase.taps.index.data(), 0, weight.panels(), Epilogue{});
+      multiply(rows, weight, phase.taps, 0, weight.panels(), Epilogue{});
     }
   });
 }

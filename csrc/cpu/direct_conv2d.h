@@ -1,4 +1,4 @@
-// A convolution of channels_last images as products over the pixels, each row of A found by one pointer per tap.
+// A convolution of channels_last images as products over the pixels of a copy with zeros around the images.
 #pragma once
 
 #include "gates.h"
@@ -19,15 +19,16 @@ struct ConvShape {
   }
 };
 
-// y = s ⊙ (conv(x, W) + b), or the bias behind the gate. gates: null for none; image n belongs to sample
-// n / images_per_sample. kept: null, or takes the gated part (keep_product: what the gate multiplies).
+// y = s ⊙ (conv(x, W) + b), or the bias behind the gate, with x gated by `in` before. gates: null for none; image n
+// belongs to sample n / images_per_sample. kept: null, or takes the gated part (keep_product: what the gate
+// multiplies).
 struct ConvForward {
   const float* x;
   float* y;
   float* kept;
   const float* bias;
   bool gate_bias, keep_product, relu;
-  const Gates* gates;
+  const Gates *gates, *in;
   int64_t images_per_sample;
 };
 

@@ -17,13 +17,14 @@ constexpr int64_t kMaxRows = 12;
 // The most columns that a tile has.
 constexpr int64_t kMaxColumns = 32;
 
-// One tile of C = A · B: some rows (given by the function) by `columns` columns. A's rows are found through pointers,
-// one per tap: a linear layer has one tap, a convolution one per element of its filter.
+// One tile of C = A · B: some rows (given by the function) by `columns` columns, summed over taps and their channels: a
+// linear layer has one tap, a convolution one per element of its filter.
 struct Tile {
-  const float* const* a;           // [taps * tap_step][kMaxRows]: a row's first channel at a tap
-  const int64_t* b_offsets;        // [taps * tap_step]: where the tap's [channels, tile columns] are, from b
-  const float* b;                  // one packed panel, from the first channel of this call
-  int64_t taps, tap_step;          // every tap_step-th tap is summed; it may reach into those between
+  const float* const* a;     // [rows]
+  const int64_t* a_offsets;  // [taps]: where a tap's channels are, from a row's pointer
+  const int64_t* b_offsets;  // [taps]: where the tap's [channels, tile columns] are, from b
+  const float* b;            // one packed panel, from the first channel of this call
+  int64_t taps;
   int64_t a_channel, channels;     // where this call starts in A's rows, and how many channels it sums over
   int64_t a_step;                  // from one group of `lanes` channels to the next in a row of A
   int64_t column, columns;         // the first column, and how many there are of the tile's width

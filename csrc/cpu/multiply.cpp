@@ -23,18 +23,15 @@ constexpr int64_t kRowsWithoutTiles = 6;
 
 }  // namespace
 
-void Rows::reset(int64_t count, int64_t taps, int64_t run) {
+void Rows::reset(int64_t count) {
   ahead_.clear();
   count_ = count;
-  taps_ = taps;
-  run_ = run;
   tiles_ = ceil_div(count, kernels().rows);
   starts_.resize(tiles_ + 1);
   for (int64_t tile = 0; tile <= tiles_; ++tile) {
     starts_[tile] = part_start(count, tiles_, tile);
   }
-  joined_.assign(tiles_, false);
-  a_.resize(tiles_ * taps * kMaxRows);
+  a.resize(count);
   out.resize(count);
   kept.resize(count);
   gates.resize(count);
@@ -48,11 +45,11 @@ RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
     buffer.resize(rows.tiles() * tile_size_);
   }
   buffer_ = buffer.data();
-  int64_t tile = 0;
-  rows.place([&](int64_t row, const float** places) {
-    tile += row == rows.tile_start(tile + 1) ? 1 : 0;
-    places[0] = buffer_ + tile * tile_size_ + (row - rows.tile_start(tile)) * row_stride();
-  });
+  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+    for (int64_t row = rows.tile_start(tile); row < rows.tile_start(tile + 1); ++row) {
+      rows.a[row] = buffer_ + tile * tile_size_ + (row - rows.tile_start(tile)) * row_stride();
+    }
+  }
 }
 
 int64_t RowCopy::step() const {
@@ -84,16 +81,39 @@ Tile tile_of(const Epilogue& epilogue) {
   return t;
 }
 
+namespace {
+
+// Taps that follow each other in A as in B, in equal runs: a run is summed as one tap of its channels.
+int64_t run_of(c10::ArrayRef<Tap> taps, int64_t channels) {
+  const auto follows = [&](size_t i) {
+    return taps[i].a == taps[i - 1].a + channels && taps[i].b == taps[i - 1].b + 1;
+  };
+  size_t run = 1;
+  while (run < taps.size() && follows(run)) {
+    ++run;
+  }
+  for (size_t i = run; i < taps.size(); ++i) {
+    if (follows(i) != (i % run != 0)) {
+      return 1;
+    }
+  }
+  return taps.size() % run == 0 ? static_cast<int64_t>(run) : 1;
+}
+
+}  // namespace
+
 void multiply(
-    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
-    const Prepare* prepare) {
+    Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue, const Prepare* prepare) {
   const Kernels& kernel = kernels();
   const auto& tiles = kernel.tile[static_cast<int>(epilogue.type)];
   const int64_t depth = channels_per_pass(b.channels);
-  int64_t group = std::max<int64_t>(1, std::min(rows.taps(), kDepth / std::max<int64_t>(1, depth)));
-  const bool joins = rows.run() > 1 && depth == b.channels && group >= rows.run();
-  group = joins ? group / rows.run() * rows.run() : group;
-  const int64_t passes = ceil_div(b.channels, depth) * ceil_div(rows.taps(), group);
+  // Of a pass.
+  const int64_t most_taps = std::max<int64_t>(1, kDepth / std::max<int64_t>(1, depth));
+  int64_t run = depth == b.channels ? run_of(taps, b.channels) : 1;
+  run = run > most_taps ? 1 : run;
+  const int64_t runs = static_cast<int64_t>(taps.size()) / run, group = std::min(runs, most_taps / run);
+  const int64_t passes = ceil_div(b.channels, depth) * ceil_div(runs, group);
   // Sums between passes: in the output where it is fp32, else beside it.
   thread_local std::vector<float> sums;
   thread_local std::vector<float*> partial;
@@ -111,10 +131,12 @@ void multiply(
   }
   // Columns count from the task's first in sums that are not in the output.
   const int64_t partial_column = epilogue.type == Type::kFloat ? 0 : first_column;
-  thread_local std::vector<int64_t> offsets;
-  offsets.resize(rows.taps());
-  for (int64_t tap = 0; tap < rows.taps(); ++tap) {
-    offsets[tap] = taps[tap] * b.channels * b.width;
+  thread_local std::vector<int64_t> a_offsets, b_offsets;
+  a_offsets.resize(runs);
+  b_offsets.resize(runs);
+  for (int64_t i = 0; i < runs; ++i) {
+    a_offsets[i] = taps[i * run].a;
+    b_offsets[i] = taps[i * run].b * b.channels * b.width;
   }
   int64_t pass = 0;
   Tile t = tile_of(epilogue);
@@ -127,20 +149,18 @@ void multiply(
     if (prepare != nullptr) {
       (*prepare)(channel, channels);
     }
-    for (int64_t tap = 0; tap < rows.taps(); tap += group, ++pass) {
-      const int64_t taps_of_pass = std::min(group, rows.taps() - tap);
-      t.b_offsets = offsets.data() + tap;
+    for (int64_t first = 0; first < runs; first += group, ++pass) {
+      t.taps = std::min(group, runs - first);
+      t.channels = channels * run;
+      t.a_offsets = a_offsets.data() + first;
+      t.b_offsets = b_offsets.data() + first;
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         t.b = b.panel(panel) + channel * b.width;
         t.column = panel * b.width;
         t.columns = std::min(b.width, b.columns - t.column);
         for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
           const int64_t row = rows.tile_start(tile), count = rows.tile_start(tile + 1) - row;
-          const bool joined = joins && rows.joined(tile);
-          t.tap_step = joined ? rows.run() : 1;
-          t.taps = taps_of_pass / t.tap_step;
-          t.channels = channels * t.tap_step;
-          t.a = rows.a(tile, tap);
+          t.a = rows.a.data() + row;
           t.partial_in = pass > 0 ? partial.data() + row : nullptr;
           t.partial_out = pass < passes - 1 ? partial.data() + row : nullptr;
           t.out = rows.out.data() + row;

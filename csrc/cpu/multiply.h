@@ -1,6 +1,7 @@
 // C = A · B in tiles, for the rows of one task: the loop that linear layers and convolutions share.
 #pragma once
 
+#include <c10/util/ArrayRef.h>
 #include <c10/util/FunctionRef.h>
 
 #include <algorithm>
@@ -17,15 +18,11 @@ namespace memmod::cpu {
 // The rows of one task. Reused from task to task by a thread: buffers keep their size.
 class Rows {
  public:
-  // Splits `count` rows into tiles of nearly the same size, for `taps` pointers into A per row. Taps come in runs of
-  // `run` that follow each other in B; in A they do in the tiles that say so.
-  void reset(int64_t count, int64_t taps, int64_t run = 1);
+  // Splits `count` rows into tiles of nearly the same size.
+  void reset(int64_t count);
 
   int64_t count() const {
     return count_;
-  }
-  int64_t taps() const {
-    return taps_;
   }
   int64_t tiles() const {
     return tiles_;
@@ -33,33 +30,6 @@ class Rows {
   // tiles() is behind the last tile.
   int64_t tile_start(int64_t tile) const {
     return starts_[tile];
-  }
-  const float* const* a(int64_t tile, int64_t tap) const {
-    return a_.data() + (tile * taps_ + tap) * kMaxRows;
-  }
-  const float** a(int64_t tile) {
-    return a_.data() + tile * taps_ * kMaxRows;
-  }
-  int64_t run() const {
-    return run_;
-  }
-  // Whether the channels of a run of taps follow each other in A, for all rows of the tile.
-  bool joined(int64_t tile) const {
-    return joined_[tile];
-  }
-  void set_joined(int64_t tile, bool joined) {
-    joined_[tile] = joined;
-  }
-  // fn(row, places) for every row: places[tap * kMaxRows] takes the row's pointer at a tap.
-  template <typename Fn>
-  void place(const Fn& fn) {
-    for (int64_t tile = 0; tile < tiles_; ++tile) {
-      const int64_t first = tile_start(tile), last = tile_start(tile + 1);
-      const float** places = a_.data() + tile * taps_ * kMaxRows;
-      for (int64_t row = first; row < last; ++row) {
-        fn(row, places + (row - first));
-      }
-    }
   }
 
   // Memory that the thread's next task will read: fetched into the cache while this one multiplies.
@@ -70,16 +40,21 @@ class Rows {
     return ahead_;
   }
 
-  // One entry per row. `kept` and `gates` are used if the call of multiply says so.
+  // One entry per row: where A has it, and where its results go. `kept` and `gates` are used if the call of multiply
+  // says so.
+  std::vector<const float*> a;
   std::vector<void*> out, kept;
   std::vector<const float*> gates;
 
  private:
-  int64_t count_ = 0, taps_ = 0, tiles_ = 0, run_ = 1;
+  int64_t count_ = 0, tiles_ = 0;
   std::vector<std::pair<const char*, const char*>> ahead_;
-  std::vector<char> joined_;
   std::vector<int64_t> starts_;
-  std::vector<const float*> a_;
+};
+
+// Where the channels of a tap are: elements from a row's pointer into A, and its index in B.
+struct Tap {
+  int64_t a, b;
 };
 
 struct Epilogue {
@@ -96,7 +71,7 @@ struct Epilogue {
 // side by side, a vector of channels of each. It holds the channels of one pass.
 class RowCopy {
  public:
-  // Has `rows` (of one tap) point to a copy of `channels` channels.
+  // Has `rows` point to a copy of `channels` channels.
   RowCopy(Rows& rows, int64_t channels);
 
   int64_t step() const;
@@ -135,8 +110,8 @@ int64_t channels_per_pass(int64_t channels);
 // rows.out = epilogue(A · B) for panels [first_panel, last_panel) of B, summed over the given taps of B. With
 // `prepare`, A's rows are a RowCopy; else they hold all channels.
 void multiply(
-    Rows& rows, const Packed& b, const int64_t* taps, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
-    const Prepare* prepare = nullptr);
+    Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue, const Prepare* prepare = nullptr);
 
 // How tasks share the rows and columns of a product: by its shape only.
 struct Partition {
