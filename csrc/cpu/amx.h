@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "kernels.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && defined(__linux__)
 #define MEMMOD_AMX
 #endif
@@ -13,6 +15,26 @@ constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxChannels = 32;
 // Elements of bf16 that stay in a second-level cache beside others: 1 MiB, half of one.
 constexpr int64_t kAmxCachedElements = 1 << 19;
 
+// The epilogue of a block whose sums [32][32] are complete, for rows that are still to come.
+struct Unfinished {
+  void (*finish)(const Tile& tile, const float* sums, int64_t stride, int64_t rows) = nullptr;
+  Tile tile{};
+  const float* sums = nullptr;
+  int64_t rows = 0;
+
+  void finish_rows(int64_t most) {
+    const int64_t count = most < rows ? most : rows;
+    if (count == 0) {
+      return;
+    }
+    finish(tile, sums, kAmxColumns, count);
+    sums += count * kAmxColumns;
+    tile.out += count;
+    tile.gates = tile.gates == nullptr ? nullptr : tile.gates + count;
+    rows -= count;
+  }
+};
+
 // C += A · B for 32 rows of A, found as two tiles of 16 for each tap, and one panel of B.
 struct AmxBlock {
   const uint16_t* a[2];               // the first row of each tile: bf16
@@ -22,6 +44,9 @@ struct AmxBlock {
   const uint16_t* b;                  // [taps][chunks][planes][2 halves of the columns][16 pairs of channels][16][2]
   float* c;                           // [32][32]
   bool add;                           // to what c holds; else c is set
+  Unfinished* beside;                 // finished on the way: its instructions run while those of AMX do
+  const uint16_t* ahead;              // null, or another panel's b: `ahead_lines` lines of each of its chunks, at
+  int64_t ahead_line, ahead_lines;    // `ahead_line` of it, are fetched into the second-level cache
 };
 
 // Whether the system lets this process use the tiles; asks it to.

@@ -220,7 +220,11 @@ void multiply_copy(
                   ceil_div(plan.channels, kAmxChannels),
                   b.plane_panel(panel),
                   c,
-                  false});
+                  false,
+                  finish_later.beside(),
+                  nullptr,
+                  0,
+                  0});
     finish_later.add(c, block, panel);
   };
   const int64_t first = part_start(b.panels(), plan.column_parts, column_part);
