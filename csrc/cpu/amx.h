@@ -45,8 +45,6 @@ struct AmxBlock {
   float* c;                           // [32][32]
   bool add;                           // to what c holds; else c is set
   Unfinished* beside;                 // finished on the way: its instructions run while those of AMX do
-  const uint16_t* ahead;              // null, or another panel's b: `ahead_lines` lines of each of its chunks, at
-  int64_t ahead_line, ahead_lines;    // `ahead_line` of it, are fetched into the second-level cache
 };
 
 // Whether the system lets this process use the tiles; asks it to.

@@ -221,10 +221,7 @@ void multiply_copy(
                   b.plane_panel(panel),
                   c,
                   false,
-                  finish_later.beside(),
-                  nullptr,
-                  0,
-                  0});
+                  finish_later.beside()});
     finish_later.add(c, block, panel);
   };
   const int64_t first = part_start(b.panels(), plan.column_parts, column_part);

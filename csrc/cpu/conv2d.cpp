@@ -165,7 +165,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const bool keep_product = modulation.gate == Gate::kIdentity;
   const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
   const bool amx = path == Path::kDirect && amx_serves(shape);
-  const Form form = path == Path::kLinear ? form_of(weight.scalar_type(), weight.size(0))
+  const Form form = path == Path::kLinear ? form_of(weight.scalar_type(), weight.size(0), Direction::kForward)
                     : amx                 ? Form::kSplitAmx
                                           : Form::kTiles;
   const Packed packed_weight = packed(weight, Direction::kForward, form);
@@ -234,11 +234,11 @@ Gradients conv2d_backward(
   std::optional<ClassSums> sums;
   if (path == Path::kLinear) {
     dx = at::empty(x_shape, contents);
+    const Form form = form_of(weight->scalar_type(), x_shape[1], Direction::kBackward);
     LinearBackward layer;
     layer.dy = Matrix(rows, dy.size(1));
     layer.dx = Matrix(dx, x_shape[1]);
-    layer.tasks = row_tasks(
-        layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), form_of(weight->scalar_type(), x_shape[1]));
+    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), form);
     layer.out = selected.output_gates();
     layer.relu = modulation.relu;
     layer.saved = factors.defined() ? Matrix(factors, dy.size(1)) : Matrix();
@@ -246,7 +246,7 @@ Gradients conv2d_backward(
       sums.emplace(selected.slots, dy.size(1), layer.tasks.samples());
       layer.output_sums = &*sums;
     }
-    run(layer, packed(*weight, Direction::kBackward, form_of(weight->scalar_type(), x_shape[1])));
+    run(layer, packed(*weight, Direction::kBackward, form));
   } else if (path == Path::kDirect) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);

@@ -18,10 +18,6 @@ inline const char* fetch_lines(const char* first, const char* last, int64_t line
   return first;
 }
 
-inline void fetch_to_write(const void* p) {
-  __builtin_prefetch(p, 1, 3);
-}
-
 // A few lines with every call of step(), so that `calls` of them fetch all regions.
 class FetchAhead {
  public:

@@ -25,7 +25,6 @@ static_assert(sizeof(TileConfig) == 64);
 const TileConfig kTileConfig;
 
 constexpr int64_t kTile = 512;  // elements of a tile of A or B
-constexpr int64_t kLineElements = 32;
 // Rows that are finished at a time, at least: a call has its own cost.
 constexpr int64_t kFinishedRows = 4;
 
@@ -66,8 +65,7 @@ constexpr int64_t kFinishedRows = 4;
 template <int kPlanes>
 void multiply_block(const AmxBlock& block) {
   const int64_t a_stride = block.a_stride * 2, a_plane = block.a_plane;
-  const uint16_t *b = block.b, *ahead = block.ahead + block.ahead_line * kLineElements;
-  const int64_t fetched = block.ahead == nullptr ? 0 : block.ahead_lines * kLineElements;
+  const uint16_t* b = block.b;
   const int64_t steps = block.taps * block.chunks, shared = (kAmxRows + steps - 1) / steps;
   const int64_t finished = shared > kFinishedRows ? shared : kFinishedRows;
   float* c = block.c;
@@ -97,13 +95,9 @@ void multiply_block(const AmxBlock& block) {
         MEMMOD_NEXT_A(2);
         MEMMOD_NEXT_A(0);
       }
-      for (int64_t i = 0; i < fetched; i += kLineElements) {
-        __builtin_prefetch(ahead + i, 0, 2);
-      }
       if (block.beside != nullptr) {
         block.beside->finish_rows(finished);
       }
-      ahead += kPlanes * 2 * kTile;
       a0 += block.a_step;
       a1 += block.a_step;
       b += kPlanes * 2 * kTile;

@@ -338,7 +338,7 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   if (keeps) {
     layer.kept = Matrix(kept, units);
   }
-  run(layer, packed(weight, Direction::kForward, form_of(weight.scalar_type(), units)));
+  run(layer, packed(weight, Direction::kForward, form_of(weight.scalar_type(), units, Direction::kForward)));
   return {y, kept};
 }
 
@@ -371,7 +371,7 @@ Gradients linear_backward(
   const Selected selected(modulation, product || needs_dz || need_dmemory, true);
   const RowTasks tasks = row_tasks(
       rows.size(0), rows.size(0) / selected.selection.samples(), inputs, units,
-      tiles ? form_of(dy.scalar_type(), inputs) : Form::kTiles);
+      tiles ? form_of(dy.scalar_type(), inputs, Direction::kBackward) : Form::kTiles);
   const auto ranges = tasks.samples();
   std::optional<ClassSums> output_sums, input_sums;
   const at::Tensor saved_rows = need_dmemory || modulation.relu ? as_rows(*saved) : at::Tensor();
@@ -415,7 +415,7 @@ Gradients linear_backward(
         layer.input_sums = &*input_sums;
       }
       layer.tasks = tasks;
-      run(layer, packed(*weight, Direction::kBackward, form_of(weight->scalar_type(), inputs)));
+      run(layer, packed(*weight, Direction::kBackward, form_of(weight->scalar_type(), inputs, Direction::kBackward)));
     } else {
       at::Tensor dx_rows = dx.view({-1, inputs});
       at::mm_out(dx_rows, dz, *weight);

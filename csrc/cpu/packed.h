@@ -37,12 +37,12 @@ inline int64_t planes_of(Form form) {
   return form == Form::kSplitAmx ? 3 : 1;
 }
 
-// The form for products of this type with so many columns of one tap: from the processor and torch's settings.
-Form form_of(at::ScalarType type, int64_t columns);
-
 // kForward: channels are the layer's inputs, columns its units; kBackward: the other way round, and the taps in reverse
 // order, in which a convolution's gradient reads the images forwards.
 enum class Direction { kForward, kBackward };
+
+// The form for products of this type with so many columns of one tap: from the processor and torch's settings.
+Form form_of(at::ScalarType type, int64_t columns, Direction direction);
 
 // weight: [O, I] or [O, I, kh, kw], fp32, bf16 or fp16. Packed anew if the weight's storage or version has changed
 // since the last call; kept until then, or until the weight is freed. form: kTiles, or the form_of the product.

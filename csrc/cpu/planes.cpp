@@ -25,13 +25,15 @@ constexpr int64_t kRowsTogether = 8;
 // Channels of a pass. 3,072 → 768 features in fp32, all channels in one pass: 260 GF/s, see above for 768.
 constexpr int64_t kPassChannels = 4096;
 constexpr int64_t kSplitPassChannels = 1024;
-// Channels of bf16 that are multiplied at once: a panel's part of B stays in the first-level cache. One core, 256 rows,
-// GF/s with 384 and 768 channels in all: 2,440 and 1,580.
-constexpr int64_t kCachedChannels = 384;
-constexpr int64_t kFewestPanels = 4;
-// Columns up to which splitting fp32 takes longer than it saves: 25,088 rows, 256 → 64 features, forward 1.32 of plain
-// by AMX, 0.95 by tiles.
-constexpr int64_t kFewestColumns = 64;
+// Elements of B that all rows of a task are multiplied with before the next ones' turn: 512 KiB, which stay in the
+// second-level cache beside the rows. Of the panels among them each block of rows is multiplied with all, so that rows
+// of the output are written in long pieces. One core, bf16, 1,576 rows, 768 → 768 and 768 → 3,072 features, GF/s: panel
+// by panel 1,160 and 1,080, by 512 KiB 1,330 and 1,300, by 1 MiB 1,350 and 1,210.
+constexpr int64_t kGroupElements = 1 << 18;
+// Columns from which splitting fp32 saves more time than it takes. Backwards rows are copied in any case. 1×1
+// convolutions of 25,088 rows, AMX by tiles: forward 256 → 64 features 1.2, 192 → 32 1.2; backward 64 → 256 0.82,
+// 64 → 64 0.89, 32 → 128 0.82.
+constexpr int64_t kFewestColumns[] = {65, 32};
 
 // The least whole number of chunks that gives `channels` as few shares of at most `most` as possible.
 int64_t equal_shares(int64_t channels, int64_t most) {
@@ -55,9 +57,9 @@ bool library_multiplies_pairs() {
 
 }  // namespace
 
-Form form_of(at::ScalarType type, int64_t columns) {
+Form form_of(at::ScalarType type, int64_t columns, Direction direction) {
   if (isa() == Isa::kAmx) {
-    const bool splits = type == at::kFloat && columns > kFewestColumns;
+    const bool splits = type == at::kFloat && columns >= kFewestColumns[static_cast<int>(direction)];
     return type == at::kBFloat16 ? Form::kAmx : splits ? Form::kSplitAmx : Form::kTiles;
   }
   if (type != at::kBFloat16 || isa() != Isa::kAvx512Bf16 || !at::globalContext().userEnabledMkldnn()) {
@@ -228,30 +230,16 @@ void multiply_planes(
 #ifdef MEMMOD_AMX
   constexpr int64_t kNoOffset = 0, kBlock = kAmxRows * kAmxColumns;
   const int64_t panels = last_panel - first_panel, passes = ceil_div(b.channels, depth);
-  const int64_t part = b.form == Form::kAmx ? equal_shares(depth, kCachedChannels) : depth;
-  // Panels whose part of B stays in the second-level cache beside the next ones'. All of them are multiplied with a
-  // block before the next one's turn, so that rows of the output are written in long pieces; but a few are not worth it
-  // that the sums of parts are written and read: then all blocks have their turn with a part of one panel.
-  const int64_t fit = kAmxCachedElements / 2 / (depth * a.planes_ * kAmxColumns);
-  const bool by_rows = part == depth || fit >= kFewestPanels;
-  const int64_t group = by_rows ? std::clamp<int64_t>(fit, 1, panels) : 1;
+  const int64_t group = std::clamp<int64_t>(kGroupElements / (depth * a.planes_ * kAmxColumns), 1, panels);
   FinishLater finish_later(rows, b, epilogue);
-  // Between passes the sums of all blocks; between parts those of a group; else as few as stay in the cache. And of one
-  // block more, which waits.
-  const int64_t slots = (passes > 1 ? panels * blocks : part == depth ? 1 : by_rows ? group : blocks) + 1;
+  // Between passes the sums of all blocks; else of one and of the one before it, which waits.
+  const int64_t slots = passes > 1 ? panels * blocks : 2;
   float* sums = buffer.get(slots * kBlock);
-  int64_t pass = 0;
-  const auto part_of = [&](int64_t panel, int64_t from) {
-    return b.plane_panel(panel) + (pass * depth + from) * a.planes_ * kAmxColumns;
-  };
-  // Lines of a chunk of a panel: every block fetches its share of the next group's.
-  const int64_t lines = a.planes_ * kAmxColumns, ahead_lines = ceil_div(lines, blocks);
-  // Adds the channels [from, to) of the pass to a block, whose sums are in `slot`; `next`: what is needed soon of B.
-  const auto add_channels = [&](int64_t panel, int64_t block, int64_t from, int64_t to, int64_t slot,
-                                const uint16_t* next) {
-    const uint16_t* first_row = a.first_ + block * a.block_stride_ + from / kAmxChannels * a.chunk_stride_;
-    const int64_t ahead_line = std::min(block * ahead_lines, lines);
-    float* c = sums + slot % slots * kBlock;
+  int64_t pass = 0, turn = 0;
+  const auto multiply_block = [&](int64_t block, int64_t panel) {
+    const uint16_t* first_row = a.first_ + block * a.block_stride_;
+    const int64_t slot = passes > 1 ? block * panels + panel - first_panel : turn++ % slots;
+    float* c = sums + slot * kBlock;
     multiply_amx(
         a.planes_, {{first_row, first_row + kAmxRows / 2 * a.row_stride_},
                     a.row_stride_,
@@ -259,45 +247,13 @@ void multiply_planes(
                     a.chunk_stride_,
                     &kNoOffset,
                     1,
-                    ceil_div(to - from, kAmxChannels),
-                    part_of(panel, from),
+                    ceil_div(std::min(depth, b.channels - pass * depth), kAmxChannels),
+                    b.plane_panel(panel) + pass * depth * a.planes_ * kAmxColumns,
                     c,
-                    pass > 0 || from > 0,
-                    finish_later.beside(),
-                    next,
-                    ahead_line,
-                    std::min(ahead_lines, lines - ahead_line)});
-    if (pass == passes - 1 && pass * depth + to == b.channels) {
+                    pass > 0,
+                    finish_later.beside()});
+    if (pass == passes - 1) {
       finish_later.add(c, block, panel);
-    }
-  };
-  const auto add_by_rows = [&](int64_t channels) {
-    for (int64_t first = first_panel, turn = 0; first < last_panel; first += group) {
-      // Behind the last group comes the next task, which begins with the first.
-      const int64_t last = std::min(last_panel, first + group), next = last < last_panel ? last : first_panel;
-      for (int64_t block = 0; block < blocks; ++block, turn += last - first) {
-        const int64_t slot = passes > 1 ? block * panels + first - first_panel : turn;
-        for (int64_t from = 0; from < channels; from += part) {
-          for (int64_t i = 0; i < last - first; ++i) {
-            const uint16_t* ahead = group < panels ? part_of(std::min(next + i, last_panel - 1), from) : nullptr;
-            add_channels(first + i, block, from, std::min(from + part, channels), slot + i, ahead);
-          }
-        }
-      }
-    }
-  };
-  const auto add_by_columns = [&](int64_t channels) {
-    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-      for (int64_t from = 0; from < channels; from += part) {
-        const bool same = from + part < channels;
-        const uint16_t* ahead = same                     ? part_of(panel, from + part)
-                                : panel + 1 < last_panel ? part_of(panel + 1, 0)
-                                                         : part_of(first_panel, 0);
-        for (int64_t block = 0; block < blocks; ++block) {
-          add_channels(
-              panel, block, from, std::min(from + part, channels), (panel - first_panel) * blocks + block, ahead);
-        }
-      }
     }
   };
   for (; pass < passes; ++pass) {
@@ -305,7 +261,13 @@ void multiply_planes(
     a.start(channel, channels);
     prepare(channel, channels);
     start_amx();
-    by_rows ? add_by_rows(channels) : add_by_columns(channels);
+    for (int64_t first = first_panel; first < last_panel; first += group) {
+      for (int64_t block = 0; block < blocks; ++block) {
+        for (int64_t panel = first; panel < std::min(last_panel, first + group); ++panel) {
+          multiply_block(block, panel);
+        }
+      }
+    }
     stop_amx();
   }
   finish_later.finish();
