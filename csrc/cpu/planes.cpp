@@ -8,7 +8,6 @@
 
 #include "aligned.h"
 #include "amx.h"
-#include "fetch.h"
 #include "finish.h"
 #include "rows.h"
 
@@ -153,24 +152,11 @@ void PlaneRows::start(int64_t channel, int64_t channels) {
   }
 }
 
-namespace {
-
-// The part of the rows that comes behind this one's.
-void fetch_next(const void* x, Type type, int64_t stride, int64_t rows, int64_t count) {
-  for (int64_t r = rows; r < 2 * rows; ++r) {
-    const char* first = static_cast<const char*>(shifted(x, type, r * stride));
-    fetch_lines(first, static_cast<const char*>(shifted(first, type, count)), count);
-  }
-}
-
-}  // namespace
-
 void PlaneRows::scale(Type type, const void* x, int64_t stride, const float* s, int64_t to, int64_t rows) const {
   const Kernels& kernel = kernels();
   each_part(to, rows, [&](int64_t row, int64_t count, int64_t channel, int64_t channels, uint16_t* y) {
     const void* from = shifted(x, type, (row - to) * stride + channel);
     const float* gates = s == nullptr ? nullptr : s + channel;
-    fetch_next(from, type, stride, count, channels);
     if (planes_ == 1) {
       kernel.scale_rows[static_cast<int>(type)](from, stride, gates, y, row_stride_, count, channels);
     } else {
@@ -189,8 +175,6 @@ void PlaneRows::scale_and_reduce(
     each_part(to + start, run, [&](int64_t row, int64_t count, int64_t channel, int64_t channels, uint16_t* y) {
       const int64_t at = (row - to) * stride + channel;
       const void *a = shifted(x, type, at), *b = shifted(other, type, at);
-      fetch_next(a, type, stride, count, channels);
-      fetch_next(b, type, stride, count, channels);
       if (planes_ == 1) {
         reduce(a, b, stride, s + channel, y, row_stride_, into + channel, count, channels);
       } else {
