@@ -66,7 +66,7 @@ PRELOAD = $(foreach library,asan stdc++,$(shell $${CXX:-c++} -print-file-name=li
 sanitize: $(REQUIRED) $(DEVELOP)
 	mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=_build_info.json --exclude=__pycache__ \
-	  setup.py pyproject.toml README.md csrc memmod kernels tests | tar -x -C $(SANITIZED)
+	  setup.py pyproject.toml README.md csrc memmod kernels benchmarks tests | tar -x -C $(SANITIZED)
 	cd $(SANITIZED) && MEMMOD_SANITIZE=1 MEMMOD_CUDA=0 python setup.py --quiet build_ext --inplace
 	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
 	  UBSAN_OPTIONS=print_stacktrace=1 python -m pytest --capture=sys tests/ops -k "not reference and not compile and not isa"

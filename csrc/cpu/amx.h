@@ -21,19 +21,20 @@ struct Unfinished {
   Tile tile{};
   const float* sums = nullptr;
   int64_t rows = 0;
-
-  void finish_rows(int64_t most) {
-    const int64_t count = most < rows ? most : rows;
-    if (count == 0) {
-      return;
-    }
-    finish(tile, sums, kAmxColumns, count);
-    sums += count * kAmxColumns;
-    tile.out += count;
-    tile.gates = tile.gates == nullptr ? nullptr : tile.gates + count;
-    rows -= count;
-  }
 };
+
+// Up to `most` of them. Every file has its own: see kernels.h.
+static inline void finish_rows(Unfinished& block, int64_t most) {
+  const int64_t count = most < block.rows ? most : block.rows;
+  if (count == 0) {
+    return;
+  }
+  block.finish(block.tile, block.sums, kAmxColumns, count);
+  block.sums += count * kAmxColumns;
+  block.tile.out += count;
+  block.tile.gates = block.tile.gates == nullptr ? nullptr : block.tile.gates + count;
+  block.rows -= count;
+}
 
 // C += A · B for 32 rows of A, found as two tiles of 16 for each tap, and one panel of B.
 struct AmxBlock {

@@ -105,7 +105,7 @@ class FinishLater {
   }
   // The last one.
   void finish() {
-    unfinished_.finish_rows(kAmxRows);
+    finish_rows(unfinished_, kAmxRows);
   }
 
  private:

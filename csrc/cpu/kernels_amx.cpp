@@ -96,7 +96,7 @@ void multiply_block(const AmxBlock& block) {
         MEMMOD_NEXT_A(0);
       }
       if (block.beside != nullptr) {
-        block.beside->finish_rows(finished);
+        finish_rows(*block.beside, finished);
       }
       a0 += block.a_step;
       a1 += block.a_step;
