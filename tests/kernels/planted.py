@@ -321,7 +321,7 @@ RUN = (
         "m_k = o_k < K",
         "bound",
         MANY,
-        "(y: error|[a-z]+ has NaN)",
+        "(y: error|[a-z_]+ has NaN)",
     ),
     Plant(
         "no last step",
