@@ -24,7 +24,7 @@ struct Unfinished {
 };
 
 // Up to `most` of them. Every file has its own: see kernels.h.
-static inline void finish_rows(Unfinished& block, int64_t most) {
+static inline void finish_beside(Unfinished& block, int64_t most) {
   const int64_t count = most < block.rows ? most : block.rows;
   if (count == 0) {
     return;

@@ -105,7 +105,7 @@ class FinishLater {
   }
   // The last one.
   void finish() {
-    finish_rows(unfinished_, kAmxRows);
+    finish_beside(unfinished_, kAmxRows);
   }
 
  private:

@@ -96,7 +96,7 @@ void multiply_block(const AmxBlock& block) {
         MEMMOD_NEXT_A(0);
       }
       if (block.beside != nullptr) {
-        finish_rows(*block.beside, finished);
+        finish_beside(*block.beside, finished);
       }
       a0 += block.a_step;
       a1 += block.a_step;

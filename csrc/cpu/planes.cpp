@@ -26,12 +26,12 @@ constexpr int64_t kPassChannels = 4096;
 constexpr int64_t kSplitPassChannels = 1024;
 // Elements of B that all rows of a task are multiplied with before the next ones' turn: 512 KiB, which stay in the
 // second-level cache beside the rows. Of the panels among them each block of rows is multiplied with all, so that rows
-// of the output are written in long pieces. One core, bf16, 1,576 rows, 768 → 768 and 768 → 3,072 features, GF/s: panel
-// by panel 1,160 and 1,080, by 512 KiB 1,330 and 1,300, by 1 MiB 1,350 and 1,210.
+// of the output are written in long pieces. One core, bf16, 1,576 rows, GF/s: 384 → 1,536 features forward 1,320, panel
+// by panel 1,120, and 1,536 → 384 backward 1,110 and 1,030; 768 → 768 and 768 → 3,072 forward the same with either.
 constexpr int64_t kGroupElements = 1 << 18;
 // Columns from which splitting fp32 saves more time than it takes. Backwards rows are copied in any case. 1×1
-// convolutions of 25,088 rows, AMX by tiles: forward 256 → 64 features 1.2, 192 → 32 1.2; backward 64 → 256 0.82,
-// 64 → 64 0.89, 32 → 128 0.82.
+// convolutions of 25,088 rows, AMX by tiles, of two runs: forward 256 → 64 features 1.1, 192 → 32 1.2; backward
+// 64 → 256 0.86, 64 → 64 0.89, 32 → 128 0.82.
 constexpr int64_t kFewestColumns[] = {65, 32};
 
 // The least whole number of chunks that gives `channels` as few shares of at most `most` as possible.
