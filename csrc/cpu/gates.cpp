@@ -6,8 +6,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
+#include <functional>
 
+#include "kernels.h"
 #include "tasks.h"
 
 namespace memmod::cpu {
@@ -16,15 +17,15 @@ namespace {
 // Columns that one task of the second stage adds up.
 constexpr int64_t kColumnBlock = 256;
 // Multipliers below which a thread costs more than it saves.
-constexpr int64_t kSerialMultipliers = 4096;
+constexpr int64_t kSerialMultipliers = 32768;
 
-// Scalar on purpose: an element's bits depend neither on its position nor on the number of threads.
-inline float sigmoid(float alpha) {
-  return 1.0f / (1.0f + std::exp(-alpha));
-}
-
-inline float multiplier(float alpha, Gate gate) {
-  return gate == Gate::kSigmoid ? sigmoid(alpha) : gate == Gate::kIdentity ? alpha : (alpha > 0 ? 1.0f : 0.0f);
+// The multipliers of a class's row: an element's bits depend neither on its position nor on the number of threads.
+void multipliers(const float* alpha, Gate gate, float* row, int64_t count) {
+  if (gate == Gate::kSigmoid) {
+    kernels().sigmoid_row(alpha, 1.0f, row, count);
+  } else {
+    std::transform(alpha, alpha + count, row, [&](float a) { return gate == Gate::kIdentity ? a : a > 0 ? 1.0f : 0.0f; });
+  }
 }
 
 }  // namespace
@@ -102,13 +103,12 @@ Gates::Gates(const at::Tensor& memory, const Slots& slots, Gate gate)
   const auto fill = [&](int64_t slot) {
     float* row = table_ + slot * width_;
     const auto [first, last] = slots.classes(slot);
-    for (int64_t k = 0; k < width_; ++k) {
-      row[k] = multiplier(alpha[*first * width_ + k], gate);
-    }
+    multipliers(alpha + *first * width_, gate, row, width_);
     for (const int64_t* c = first + 1; c < last; ++c) {
-      for (int64_t k = 0; k < width_; ++k) {
-        row[k] *= multiplier(alpha[*c * width_ + k], gate);
-      }
+      thread_local std::vector<float> other;
+      other.resize(width_);
+      multipliers(alpha + *c * width_, gate, other.data(), width_);
+      std::transform(row, row + width_, other.data(), row, std::multiplies<>());
     }
   };
   for_each_task(slots.count(), slots.count() * width_ > kSerialMultipliers, fill);
@@ -182,9 +182,14 @@ at::Tensor ClassSums::gradient(const at::Tensor& memory, Gate gate) const {
         total[k] += share;
       }
     }
+    const int64_t at = c * width_ + column;
+    std::array<float, kColumnBlock> slope;
+    slope.fill(1.0f);
+    if (gate == Gate::kSigmoid) {
+      kernels().sigmoid_row(alpha + at, -1.0f, slope.data(), count);
+    }
     for (int64_t k = 0; k < count; ++k) {
-      const int64_t at = c * width_ + column + k;
-      out[at] = static_cast<float>(total[k]) * (gate == Gate::kSigmoid ? sigmoid(-alpha[at]) : 1.0f);
+      out[at + k] = static_cast<float>(total[k]) * slope[k];
     }
   };
   const auto work = static_cast<int64_t>(slot_of_row_.size()) * width_;

@@ -79,6 +79,8 @@ struct Kernels {
   void (*scale_line[kTypes])(const void* x, float s, void* y, int64_t count);
   // Σ a[i] * b[i], and on the way y[i] = a[i] * s unless y is null.
   float (*reduce_line[kTypes])(const void* a, const void* b, float s, void* y, int64_t count);
+  // y[i] = σ(sign * x[i]), sign 1 or -1; x and y may be the same.
+  void (*sigmoid_row)(const float* x, float sign, float* y, int64_t count);
 
   // scale_rows and reduce_rows of fp32 into three bf16 planes, `plane` elements apart, whose sum y is: the first holds
   // the 8 leading bits of each y, the next ones the 8 bits that follow. Null where nothing multiplies planes.

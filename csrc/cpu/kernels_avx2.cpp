@@ -76,9 +76,27 @@ struct Vector {
   static Register at_least(Register floor, Register a) {
     return _mm256_max_ps(floor, a);
   }
+  static Register at_most(Register ceiling, Register a) {
+    return _mm256_min_ps(ceiling, a);
+  }
   // a where b > 0 or b is NaN, else 0.
   static Register where_positive(Register a, Register b) {
     return _mm256_and_ps(a, _mm256_cmp_ps(b, _mm256_setzero_ps(), _CMP_NLE_UQ));
+  }
+  static Register divide(Register a, Register b) {
+    return _mm256_div_ps(a, b);
+  }
+  // To the nearest whole number.
+  static Register round(Register x) {
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  // x · 2ⁿ for whole numbers n of at most 252, in two steps: 2ⁿ itself may be out of range.
+  static Register scale(Register x, Register n) {
+    const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(x, power(half)), power(_mm256_sub_epi32(whole, half)));
+  }
+  static Register power(__m256i n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
   }
   static Register fma(Register a, Register b, Register c) {
     return _mm256_fmadd_ps(a, b, c);

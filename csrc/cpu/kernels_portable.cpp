@@ -4,6 +4,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <iterator>
 #include <string>
@@ -62,9 +63,23 @@ struct Vector {
   static Register at_least(Register floor, Register a) {
     return each([&](int i) { return a.lanes[i] < floor.lanes[i] ? floor.lanes[i] : a.lanes[i]; });
   }
+  static Register at_most(Register ceiling, Register a) {
+    return each([&](int i) { return a.lanes[i] > ceiling.lanes[i] ? ceiling.lanes[i] : a.lanes[i]; });
+  }
   // a where b > 0 or b is NaN, else 0.
   static Register where_positive(Register a, Register b) {
     return each([&](int i) { return b.lanes[i] <= 0.0f ? 0.0f : a.lanes[i]; });
+  }
+  static Register divide(Register a, Register b) {
+    return each([&](int i) { return a.lanes[i] / b.lanes[i]; });
+  }
+  // To the nearest whole number.
+  static Register round(Register x) {
+    return each([&](int i) { return std::nearbyint(x.lanes[i]); });
+  }
+  // x · 2ⁿ for whole numbers n.
+  static Register scale(Register x, Register n) {
+    return each([&](int i) { return std::ldexp(x.lanes[i], static_cast<int>(n.lanes[i])); });
   }
   static Register fma(Register a, Register b, Register c) {
     return each([&](int i) { return fma_one(a.lanes[i], b.lanes[i], c.lanes[i]); });
