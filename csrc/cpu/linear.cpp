@@ -83,7 +83,7 @@ void run(const LinearForward& layer, const Packed& weight) {
       });
     }
     if (weight.form != Form::kTiles) {
-      if (layer.in == nullptr && PlaneRows::can_read(weight, rows.count())) {
+      if (layer.in == nullptr && PlaneRows::can_read(weight)) {
         PlaneRows planes(layer.x.at(share.first_row), rows.count(), inputs);
         multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, [](int64_t, int64_t) {});
         return;

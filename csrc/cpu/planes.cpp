@@ -115,8 +115,8 @@ void PlaneRows::each_part(int64_t first, int64_t rows, const Fn& fn) const {
   }
 }
 
-bool PlaneRows::can_read(const Packed& b, int64_t count) {
-  return b.form == Form::kAmx && b.channels % kAmxChannels == 0 && count % kAmxRows == 0;
+bool PlaneRows::can_read(const Packed& b) {
+  return b.form == Form::kAmx && b.channels % kAmxChannels == 0;
 }
 
 PlaneRows::PlaneRows(const void* x, int64_t count, int64_t channels)
@@ -130,6 +130,18 @@ PlaneRows::PlaneRows(const void* x, int64_t count, int64_t channels)
       block_stride_(kAmxRows * channels),
       data_(static_cast<uint16_t*>(const_cast<void*>(x))),
       copies_(false) {
+  const int64_t whole = count / kAmxRows, rest = count % kAmxRows;
+  if (rest > 0) {
+    thread_local AlignedBuffer<uint16_t> buffer;
+    last_ = buffer.get(block_stride_);
+    std::copy_n(data_ + whole * block_stride_, rest * channels, last_);
+    std::fill(last_ + rest * channels, last_ + block_stride_, 0);
+  }
+}
+
+const uint16_t* PlaneRows::block(int64_t number) const {
+  const bool copied = last_ != nullptr && number == count_ / kAmxRows;
+  return copied ? last_ + (first_ - data_) : first_ + number * block_stride_;
 }
 
 void PlaneRows::start(int64_t channel, int64_t channels) {
@@ -221,7 +233,7 @@ void multiply_planes(
   float* sums = buffer.get(slots * kBlock);
   int64_t pass = 0, turn = 0;
   const auto multiply_block = [&](int64_t block, int64_t panel) {
-    const uint16_t* first_row = a.first_ + block * a.block_stride_;
+    const uint16_t* first_row = a.block(block);
     const int64_t slot = passes > 1 ? block * panels + panel - first_panel : turn++ % slots;
     float* c = sums + slot * kBlock;
     multiply_amx(

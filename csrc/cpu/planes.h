@@ -22,9 +22,9 @@ class PlaneRows {
   // Of `count` rows, for the weight b.
   PlaneRows(const Packed& b, int64_t count);
 
-  // Whether a task's `count` rows of bf16 can be read where they are.
-  static bool can_read(const Packed& b, int64_t count);
-  // Reads them there: rows of `channels` elements.
+  // Whether a task's rows of bf16 can be read where they are.
+  static bool can_read(const Packed& b);
+  // Reads them there: rows of `channels` elements. Copies those behind the last whole block.
   PlaneRows(const void* x, int64_t count, int64_t channels);
 
   // The pass's channels from `channel` on; clears what lies behind them. Before the rows of a pass.
@@ -40,6 +40,9 @@ class PlaneRows {
  private:
   friend void multiply_planes(Rows&, const Packed&, PlaneRows&, int64_t, int64_t, const Epilogue&, const Prepare&);
 
+  // The pass's channels of a block's first row.
+  const uint16_t* block(int64_t number) const;
+
   // fn(first row, rows, first channel, channels, where they go) for the parts of rows that lie together.
   template <typename Fn>
   void each_part(int64_t first, int64_t rows, const Fn& fn) const;
@@ -49,6 +52,7 @@ class PlaneRows {
   int64_t block_rows_, chunk_, row_stride_, plane_stride_, chunk_stride_, block_stride_;
   uint16_t* data_;
   uint16_t* first_ = nullptr;
+  uint16_t* last_ = nullptr;
   bool copies_ = true;
 };
 

@@ -39,6 +39,9 @@ CASES = [
     ),
     linear((6, 300, 63, 127), dtype=torch.bfloat16),
     linear((2, 300, 63, 1023), "whole batch", dtype=torch.bfloat16),
+    # Rows that the CPU reads where they are, all but the last few; in one pass and in two.
+    linear((3, 197, 96, 160), dtype=torch.bfloat16),
+    linear((1, 33, 4128, 63), "mixed", dtype=torch.bfloat16),
     *(
         linear((6, 5, 33, 31), layout=layout, dy_layout=dy_layout, granularity="unit+input", gate_bias=False)
         for layout, dy_layout in (
