@@ -95,13 +95,16 @@ struct Kernels {
       float* sums, int64_t rows, int64_t count);
 };
 
+// Set up by the compiler (constexpr where they are defined): code of these files that runs while the library is loaded
+// would stop a processor without their instructions.
 extern const Kernels kPortable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MEMMOD_X86
 extern const Kernels kAvx2;
 extern const Kernels kAvx512;
-// kAvx512 with the processor's own conversion to bf16, which takes denormal values as 0.
-extern const Kernels kAvx512Bf16;
+// kAvx512 with the processor's own conversion to bf16, which takes denormal values as 0. To be called only where the
+// processor has it.
+const Kernels& avx512_bf16();
 #endif
 
 // What the kernels may use of the processor: the best that it has, or what MEMMOD_CPU_ISA names.

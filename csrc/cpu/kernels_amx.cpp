@@ -22,7 +22,7 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 static_assert(sizeof(TileConfig) == 64);
-const TileConfig kTileConfig;
+constexpr TileConfig kTileConfig;
 
 constexpr int64_t kTile = 512;  // elements of a tile of A or B
 // Rows that are finished at a time, at least: a call has its own cost.

@@ -113,7 +113,7 @@ struct Vector {
 }  // namespace
 
 // 6 × 16: 12 sums, 2 vectors of B and one of A in 16 registers.
-const Kernels kAvx2 = {
+constexpr Kernels kAvx2 = {
     6, kColumns, Vector::kLanes, {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)}, MEMMOD_ROW_FUNCTIONS};
 
 }  // namespace memmod::cpu

@@ -33,7 +33,10 @@ Kernels with_bf16() {
 
 }  // namespace
 
-const Kernels kAvx512Bf16 = with_bf16();
+const Kernels& avx512_bf16() {
+  static const Kernels table = with_bf16();
+  return table;
+}
 
 }  // namespace memmod::cpu
 

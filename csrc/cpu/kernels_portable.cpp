@@ -132,7 +132,7 @@ Isa choose() {
 
 }  // namespace
 
-const Kernels kPortable = {0, kColumns, Vector::kLanes, {}, MEMMOD_ROW_FUNCTIONS};
+constexpr Kernels kPortable = {0, kColumns, Vector::kLanes, {}, MEMMOD_ROW_FUNCTIONS};
 
 Isa isa() {
   static const Isa chosen = choose();
@@ -146,7 +146,7 @@ const char* isa_name() {
 const Kernels& kernels() {
 #ifdef MEMMOD_X86
   if (isa() >= Isa::kAvx512) {
-    return isa() == Isa::kAvx512 ? kAvx512 : kAvx512Bf16;
+    return isa() == Isa::kAvx512 ? kAvx512 : avx512_bf16();
   }
   if (isa() == Isa::kAvx2) {
     return kAvx2;
