@@ -45,6 +45,8 @@ struct Kernels {
   int64_t rows, columns;
   // Floats of a vector.
   int64_t lanes;
+  // Channels times taps that a pass over the rows sums up, at most. It is also the longest chain of fp32 sums.
+  int64_t depth;
   // By type of the output and number of rows - 1.
   void (*tile[kTypes][kMaxRows])(const Tile& tile);
 

@@ -112,9 +112,16 @@ struct Vector {
 
 }  // namespace
 
-// 6 × 16: 12 sums, 2 vectors of B and one of A in 16 registers.
-constexpr Kernels kAvx2 = {
-    6, kColumns, Vector::kLanes, {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)}, MEMMOD_ROW_FUNCTIONS};
+// 6 × 16: 12 sums, 2 vectors of B and one of A in 16 registers. A panel of B takes 64 KiB of a second-level cache. A
+// forward and backward of 1,024 → 1,024 features, 1,024 and 4,096 rows, two threads of a Zen 3: 0.97 and 0.98 of plain
+// with a depth of 1,024, 1.01 and 1.04 with 768; ViT-B's layers the same with both. ViT layers took 1.09 with 384 and
+// 1.12 with 256 where 768 took 1.05.
+constexpr Kernels kAvx2 = {6,
+                           kColumns,
+                           Vector::kLanes,
+                           1024,
+                           {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},
+                           MEMMOD_ROW_FUNCTIONS};
 
 }  // namespace memmod::cpu
 

@@ -28,6 +28,7 @@ constexpr Kernels kAvx512 = {
     12,
     kColumns,
     Vector::kLanes,
+    768,
     {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},
     MEMMOD_ROW_FUNCTIONS,
     split_rows,
