@@ -112,10 +112,10 @@ struct Vector {
 
 }  // namespace
 
-// 6 × 16: 12 sums, 2 vectors of B and one of A in 16 registers. A panel of B takes 64 KiB of a second-level cache. A
-// forward and backward of 1,024 → 1,024 features, 1,024 and 4,096 rows, two threads of a Zen 3: 0.97 and 0.98 of plain
-// with a depth of 1,024, 1.01 and 1.04 with 768; ViT-B's layers the same with both. ViT layers took 1.09 with 384 and
-// 1.12 with 256 where 768 took 1.05.
+// 6 × 16: 12 sums, 2 vectors of B and one of A in 16 registers. With a depth of 1,024 a panel of B takes 64 KiB of a
+// second-level cache. 1,024 → 1,024 features, 1,024 and 4,096 rows, forward and backward, two threads of a Zen 3: 0.99
+// and 0.99 of plain with it, 1.01 and 1.05 with 768; ViT-B's layers differ by less than the noise. ViT layers took 1.05
+// with 768, 1.09 with 384, 1.12 with 256.
 constexpr Kernels kAvx2 = {6,
                            kColumns,
                            Vector::kLanes,

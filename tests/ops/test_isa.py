@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +38,16 @@ def test_the_op_tests_pass_with_the_kernels_of(isa):
     result = run(isa, "-m", "pytest", "-q", "-k", "cpu", "-p", "no:cacheprovider", *files)
     assert result.returncode == 0, result.stdout[-3000:]
     assert "passed" in result.stdout
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+def test_no_code_for_an_instruction_set_runs_while_the_library_loads():
+    """It would stop a processor without the instructions at `import memmod`; on a better one nothing is to be seen."""
+    library = next(Path(memmod.__file__).parent.glob("_cpu*.so"))
+    symbols = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout
+    initialisers = re.findall(r"_GLOBAL__sub_I_\S+", symbols)
+    assert initialisers, f"{library} has no symbols: build it without stripping them"
+    assert [name for name in initialisers if re.search("kernels_|kAvx|avx512|kPortable", name)] == []
 
 
 def test_the_named_instruction_set_is_used():
