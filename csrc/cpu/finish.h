@@ -61,14 +61,10 @@ class Finish {
 
   // Tiles without taps: the product is in their partial sums.
   void with_tiles(const float* sums, int64_t stride, int64_t first, int64_t count) {
-    tile_.partial_column = tile_.column;
+    tile_.partial_stride = stride;
     for (int64_t some = 0; some < count; some += kFinishedRows) {
       const int64_t together = std::min(kFinishedRows, count - some), row = first + some;
-      const float* partial[kFinishedRows];
-      for (int64_t r = 0; r < together; ++r) {
-        partial[r] = sums + (some + r) * stride;
-      }
-      tile_.partial_in = partial;
+      tile_.partial_in = sums + some * stride;
       tile_.out = rows_.out.data() + row;
       tile_.kept = epilogue_.kept ? rows_.kept.data() + row : nullptr;
       tile_.gates = epilogue_.gated ? rows_.gates.data() + row : nullptr;

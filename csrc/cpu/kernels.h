@@ -28,9 +28,9 @@ struct Tile {
   int64_t a_channel, channels;     // where this call starts in A's rows, and how many channels it sums over
   int64_t a_step;                  // from one group of `lanes` channels to the next in a row of A
   int64_t column, columns;         // the first column, and how many there are of the tile's width
-  int64_t partial_column;          // subtracted from the column in partial sums
-  const float* const* partial_in;  // [rows]: sums of earlier calls, or null for none
-  float* const* partial_out;       // [rows]: where to leave the sums, or null: this is the last call, write `out`
+  int64_t partial_stride;          // elements from a row of partial sums to the next; each has all of a tile's columns
+  const float* partial_in;         // sums of earlier calls, or null for none
+  float* partial_out;              // where to leave the sums, or null: this is the last call, write `out`
   void* const* out;                // [rows]
   void* const* kept;               // [rows]: a second output, or null: the product before a bias that is not gated
   const float* bias;               // [columns of B] or null
@@ -45,7 +45,7 @@ struct Kernels {
   int64_t rows, columns;
   // Floats of a vector.
   int64_t lanes;
-  // Channels times taps that a pass over the rows sums up, at most. It is also the longest chain of fp32 sums.
+  // Channels times taps that a pass over the rows sums up, at most.
   int64_t depth;
   // By type of the output and number of rows - 1.
   void (*tile[kTypes][kMaxRows])(const Tile& tile);

@@ -17,6 +17,11 @@ constexpr int64_t kSharedTasks = 8;
 constexpr int64_t kTaskRows = 96;
 constexpr int64_t kFewestRows = 12;
 constexpr int64_t kRowsWithoutTiles = 6;
+// Channels times taps that are summed one after the other, at most, before the sum joins the rest: long chains round
+// more. 64 channels of 3 × 3 taps are one chain. Largest error of 1,024 inputs in 256² sums: 5.6e-6 in one chain,
+// 3.7e-6 in two, 2.2e-6 in four (library 1.6e-6). Time of layers with 768 and 1,024 inputs on AVX2: 1.02 to 1.04 of one
+// chain's; of ResNet-18's convolutions 1.00 to 1.01.
+constexpr int64_t kChain = 576;
 
 }  // namespace
 
@@ -97,6 +102,31 @@ int64_t run_of(c10::ArrayRef<Tap> taps, int64_t channels) {
   return taps.size() % run == 0 ? static_cast<int64_t>(run) : 1;
 }
 
+// What one call of a tile sums up: taps of a pass from `tap` on, and in each of them channels from `channel` on.
+struct Chain {
+  int64_t tap, taps, channel, channels;
+};
+
+// `taps` taps of `channels` channels in chains of nearly the same length, of whole vectors or whole taps.
+void split_into_chains(int64_t taps, int64_t channels, std::vector<Chain>& chains) {
+  chains.clear();
+  if (channels <= kChain) {
+    const int64_t parts = ceil_div(taps * channels, std::max<int64_t>(1, kChain / channels * channels));
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = part_start(taps, parts, part);
+      chains.push_back({first, part_start(taps, parts, part + 1) - first, 0, channels});
+    }
+    return;
+  }
+  const int64_t parts = ceil_div(channels, kChain), lanes = kernels().lanes;
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    for (int64_t part = 0; part < parts; ++part) {
+      const int64_t first = part_start(channels, parts, part, lanes);
+      chains.push_back({tap, 1, first, part_start(channels, parts, part + 1, lanes) - first});
+    }
+  }
+}
+
 }  // namespace
 
 void multiply(
@@ -111,23 +141,12 @@ void multiply(
   run = run > most_taps ? 1 : run;
   const int64_t runs = static_cast<int64_t>(taps.size()) / run, group = std::min(runs, most_taps / run);
   const int64_t passes = ceil_div(b.channels, depth) * ceil_div(runs, group);
-  // Sums between passes: in the output where it is fp32, else beside it.
+  // Sums between passes for all tiles, between chains for one.
   thread_local std::vector<float> sums;
-  thread_local std::vector<float*> partial;
-  const int64_t first_column = first_panel * b.width;
-  if (passes > 1) {
-    partial.resize(rows.count());
-    const bool in_place = epilogue.type == Type::kFloat;
-    const int64_t stride = std::min(b.columns, last_panel * b.width) - first_column;
-    if (!in_place) {
-      sums.resize(rows.count() * stride);
-    }
-    for (int64_t row = 0; row < rows.count(); ++row) {
-      partial[row] = in_place ? static_cast<float*>(rows.out[row]) : sums.data() + row * stride;
-    }
+  const int64_t kept_rows = passes > 1 ? rows.count() * (last_panel - first_panel) : kernel.rows;
+  if (static_cast<int64_t>(sums.size()) < kept_rows * b.width) {
+    sums.resize(kept_rows * b.width);
   }
-  // Columns count from the task's first in sums that are not in the output.
-  const int64_t partial_column = epilogue.type == Type::kFloat ? 0 : first_column;
   thread_local std::vector<int64_t> a_offsets, b_offsets;
   a_offsets.resize(runs);
   b_offsets.resize(runs);
@@ -137,33 +156,41 @@ void multiply(
   }
   int64_t pass = 0;
   Tile t = tile_of(epilogue);
-  t.partial_column = partial_column;
+  t.partial_stride = b.width;
+  thread_local std::vector<Chain> chains;
   FetchAhead ahead(rows.ahead(), passes * (last_panel - first_panel) * rows.tiles());
   for (int64_t channel = 0; channel < b.channels; channel += depth) {
     const int64_t channels = std::min(depth, b.channels - channel);
-    t.a_channel = prepare == nullptr ? channel : 0;
     t.a_step = prepare == nullptr ? kernel.lanes : kernel.rows * kernel.lanes;
     if (prepare != nullptr) {
       (*prepare)(channel, channels);
     }
     for (int64_t first = 0; first < runs; first += group, ++pass) {
-      t.taps = std::min(group, runs - first);
-      t.channels = channels * run;
-      t.a_offsets = a_offsets.data() + first;
-      t.b_offsets = b_offsets.data() + first;
+      split_into_chains(std::min(group, runs - first), channels * run, chains);
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        t.b = b.panel(panel) + channel * b.width;
         t.column = panel * b.width;
         t.columns = std::min(b.width, b.columns - t.column);
         for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
           const int64_t row = rows.tile_start(tile), count = rows.tile_start(tile + 1) - row;
           t.a = rows.a.data() + row;
-          t.partial_in = pass > 0 ? partial.data() + row : nullptr;
-          t.partial_out = pass < passes - 1 ? partial.data() + row : nullptr;
           t.out = rows.out.data() + row;
           t.kept = epilogue.kept ? rows.kept.data() + row : nullptr;
           t.gates = epilogue.gated ? rows.gates.data() + row : nullptr;
-          tiles[count - 1](t);
+          float* partial =
+              sums.data() + (passes > 1 ? (panel - first_panel) * rows.count() + row : 0) * b.width;
+          for (size_t i = 0; i < chains.size(); ++i) {
+            const Chain& chain = chains[i];
+            const bool is_first = pass == 0 && i == 0, is_last = pass == passes - 1 && i == chains.size() - 1;
+            t.taps = chain.taps;
+            t.a_offsets = a_offsets.data() + first + chain.tap;
+            t.b_offsets = b_offsets.data() + first + chain.tap;
+            t.channels = chain.channels;
+            t.a_channel = (prepare == nullptr ? channel : 0) + chain.channel / kernel.lanes * t.a_step;
+            t.b = b.panel(panel) + (channel + chain.channel) * b.width;
+            t.partial_in = is_first ? nullptr : partial;
+            t.partial_out = is_last ? nullptr : partial;
+            tiles[count - 1](t);
+          }
           ahead.step();
         }
       }

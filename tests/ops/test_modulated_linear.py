@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 
+import pytest
 import torch
 
 from tests.ops.backends import each_case
@@ -58,3 +59,9 @@ CASES = [
 @each_case(CASES)
 def test_within_bound(backend, case, poisoned):
     assert_within_bound([case.draw(seed) for seed in range(3)])
+
+
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_within_bound_of_as_many_inputs_as_one_pass_sums(backend):
+    """Many sums, so that the largest error is near what chains of this length can have."""
+    assert_within_bound([linear((1024, 1024, 1024)).draw()])
