@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ import torch
 from benchmarks import summary, table
 from benchmarks.cases import DTYPES, Case, NetworkCase
 from benchmarks.layers import LayerComparison
-from benchmarks.measure import Comparison, Result, compare
+from benchmarks.measure import MOST_SECONDS, Comparison, Result, compare
 from benchmarks.networks import make_network
 from benchmarks.rivals import RIVALS, make_layer
 from benchmarks.steps import NetworkComparison
@@ -23,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("memmod")
     group.addoption("--quick", action="store_true", help="a subset of the cases that ends within 3 minutes")
     group.addoption("--dtype", choices=DTYPES, default=None, help="dtype of all cases (default: their own)")
-    group.addoption("--rounds", type=int, default=None, help="rounds per case (default 9, quick 5)")
+    group.addoption("--rounds", type=int, default=None, help="rounds per case (default 9, quick 5, fewer where slow)")
     group.addoption("--rivals", default=",".join(RIVALS), help="comma-separated rivals; plain always runs")
     group.addoption("--devices", default=None, help="comma-separated devices (default: cpu, and cuda where present)")
 
@@ -63,13 +64,18 @@ def measure(benchmark, request: pytest.FixtureRequest, device: str):
     """Measure one case in one phase: every rival alternately with plain."""
     config = request.config
     rounds = config.getoption("--rounds") or (5 if config.getoption("--quick") else 9)
+    most_seconds = math.inf if config.getoption("--rounds") else MOST_SECONDS
     chosen = {"plain", *config.getoption("--rivals").split(",")}
 
     def run(case: Case | NetworkCase, phase: str) -> None:
         comparison = _comparison(replace(case, dtype=config.getoption("--dtype") or case.dtype), phase, device)
         names = [name for name in comparison.rivals if name.split()[0] in chosen]
         results = compare(
-            comparison, names, rounds, lambda one, count: benchmark.pedantic(one, rounds=count, warmup_rounds=0)
+            comparison,
+            names,
+            rounds,
+            lambda one, count: benchmark.pedantic(one, rounds=count, warmup_rounds=0),
+            most_seconds,
         )
         # Compiled code of one case must not count against the recompile limit of the next.
         torch.compiler.reset()

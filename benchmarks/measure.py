@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,11 @@ from benchmarks.roofline import Roof, Work, floor_seconds
 SHORTEST_SECONDS = 2e-3
 # Calls in one timing on a GPU, each with a flush of the cache that takes longer than most of them.
 MOST_CALLS = 50
+# A call that takes longer is warm after one.
+SOON_WARM_SECONDS = 1.0
+# Rounds that take longer than this together become fewer, down to the fewest that have a median.
+MOST_SECONDS = 60.0
+FEWEST_ROUNDS = 3
 LAYOUT_TRIALS = 3
 PHASES = ("forward", "forward+backward")
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
@@ -79,7 +85,9 @@ class Runner:
     """A rival with its tensors, ready to be run: `once()` makes one call."""
 
     device: torch.device
+    # Calls in one timing, and what it takes.
     repeats = 1
+    timing_seconds = 0.0
     # On a GPU: whether a call starts with an empty cache.
     cold = True
 
@@ -93,11 +101,14 @@ class Runner:
     def calibrate(self) -> None:
         """Warm up, and choose how many calls make one timing."""
         self.once()
-        self.once()
         self.repeats = 1
-        self.repeats = max(1, round(SHORTEST_SECONDS / max(self.time(), 1e-7)))
+        seconds = self.time()
+        if seconds < SOON_WARM_SECONDS:
+            seconds = self.time()
+        self.repeats = max(1, round(SHORTEST_SECONDS / max(seconds, 1e-7)))
         if self.device.type == "cuda":
             self.repeats = min(self.repeats, MOST_CALLS)
+        self.timing_seconds = self.repeats * seconds
 
     def time(self) -> float:
         """Seconds of one call; on a GPU those of the device."""
@@ -189,11 +200,19 @@ def saved_bytes(forward: Callable[[], torch.Tensor], held: Iterable[torch.Tensor
 
 
 def compare(
-    comparison: Comparison, names: Sequence[str], rounds: int, run_rounds: Callable[[Callable[[], None], int], None]
+    comparison: Comparison,
+    names: Sequence[str],
+    rounds: int,
+    run_rounds: Callable[[Callable[[], None], int], None],
+    most_seconds: float = math.inf,
 ) -> list[Result]:
     """Check every named rival, then time each alternately with plain.
 
-    `run_rounds(one_round, rounds)` runs the rounds: pytest-benchmark's pedantic mode.
+    `run_rounds(one_round, rounds)` runs the rounds: pytest-benchmark's pedantic mode. There are fewer of them, though
+    at least FEWEST_ROUNDS, where they would take more than `most_seconds` together. A wrong rival is left out.
+
+    Raises:
+        AssertionError: memmod is wrong, or plain.
     """
     results, runners = {}, {}
     device = comparison.device.type
@@ -206,7 +225,14 @@ def compare(
         if result.note:
             continue
         result.layout, runners[name] = best_layout(comparison, name)
-        comparison.check(name, runners[name])
+        try:
+            comparison.check(name, runners[name])
+        except AssertionError as error:
+            if name.split()[0] in ("plain", "memmod"):
+                raise
+            result.note = str(error).splitlines()[0]
+            del runners[name]
+            continue
         result.extra_bytes = peak_bytes(runners[name])
         result.saved_bytes = runners[name].saved_bytes()
         result.host_seconds = runners[name].host_seconds()
@@ -215,14 +241,19 @@ def compare(
     order = [name for name in runners if name != "plain"]
 
     def one_round() -> None:
+        if not order:
+            results["plain"].seconds.append(runners["plain"].time())
         for name in order:
             base = runners["plain"].time()
             seconds = runners[name].time()
             results["plain"].seconds.append(base)
             results[name].seconds.append(seconds)
             results[name].ratios.append(seconds / base)
-        order.append(order.pop(0))
+        order[:] = order[1:] + order[:1]
 
+    a_round = sum(runners["plain"].timing_seconds + runners[name].timing_seconds for name in order)
+    if rounds * a_round > most_seconds:
+        rounds = min(rounds, max(FEWEST_ROUNDS, int(most_seconds / a_round)))
     run_rounds(one_round, rounds)
     # Plain against itself, for the noise of the machine.
     base = results["plain"].seconds

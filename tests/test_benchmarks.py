@@ -51,6 +51,23 @@ def test_a_wrong_rival_is_caught_before_it_is_timed(phase: str, monkeypatch: pyt
     assert not timed
 
 
+def test_a_wrong_rival_of_pytorch_is_left_out_and_the_table_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RIVALS, "vmap", lambda layer: lambda x, memory: rivals._memmod(layer)(x, memory.roll(1, 0)))
+    results = compare(LayerComparison(make_layer(SMALL[0], "cpu"), "forward"), ("plain", "vmap", "memmod"), 3, once)
+    assert [len(r.ratios) for r in results if r.rival != "plain"] == [0, 3]
+    assert "left out: vmap is wrong on linear:small" in "\n".join(table.render(results))
+    assert summary.by_group(results)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(None, 9), (1e-9, 3), (1e9, 9)])
+def test_slow_rounds_become_fewer(seconds: float | None, rounds: int) -> None:
+    run = []
+    limit = () if seconds is None else (seconds,)
+    comparison = LayerComparison(make_layer(SMALL[1], "cpu"), "forward")
+    compare(comparison, ("plain", "memmod"), 9, lambda one, count: [run.append(one()) for _ in range(count)], *limit)
+    assert len(run) == rounds
+
+
 def test_a_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubled(torch.autograd.Function):
         @staticmethod
