@@ -26,8 +26,12 @@ enum class Path { kLinear, kDirect, kLibrary };
 
 // From shapes, dtype and layout only. channels_last: of the images on both sides of the layer.
 Path path_of(const at::Tensor& images, at::IntArrayRef weight, const ConvOptions& options, bool channels_last) {
-  if (kernels().rows == 0 || !channels_last || options.groups != 1) {
+  if (kernels().rows == 0 || !channels_last) {
     return Path::kLibrary;
+  }
+  if (options.groups != 1) {
+    const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % kernels().lanes == 0;
+    return images.scalar_type() == at::kFloat && depthwise ? Path::kDirect : Path::kLibrary;
   }
   const bool pointwise = weight[2] == 1 && weight[3] == 1 && options.stride == std::array<int64_t, 2>{1, 1} &&
                          options.padding == std::array<int64_t, 2>{0, 0};
@@ -164,7 +168,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const float* bias_data = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
   const bool keep_product = modulation.gate == Gate::kIdentity;
   const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
-  const bool amx = path == Path::kDirect && amx_serves(shape);
+  const bool amx = path == Path::kDirect && !shape.depthwise() && amx_serves(shape);
   const Form form = path == Path::kLinear ? form_of(weight.scalar_type(), weight.size(0), Direction::kForward)
                     : amx                 ? Form::kSplitAmx
                                           : Form::kTiles;
@@ -250,7 +254,7 @@ Gradients conv2d_backward(
   } else if (path == Path::kDirect) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
-    const bool amx = amx_serves_backward(shape);
+    const bool amx = !shape.depthwise() && amx_serves_backward(shape);
     if (need_dmemory) {
       const int64_t per_sample = x_shape[0] / samples;
       sums.emplace(
@@ -267,7 +271,7 @@ Gradients conv2d_backward(
     if (amx) {
       run_amx(layer, shape, packed(*weight, Direction::kBackward, Form::kSplitAmx));
     } else {
-      run(layer, shape, packed(*weight, Direction::kBackward));
+      run(layer, shape, packed(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
     }
   } else {
     const Tail tail(channels_of(rows, 1), samples);

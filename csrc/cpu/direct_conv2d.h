@@ -1,4 +1,5 @@
-// A convolution of channels_last images as products over the pixels of a copy with zeros around the images.
+// A convolution of channels_last images, with one group or depthwise, as products over the pixels of a copy with zeros
+// around the images.
 #pragma once
 
 #include "gates.h"
@@ -17,6 +18,14 @@ struct ConvShape {
   int64_t taps() const {
     return kernel_height * kernel_width;
   }
+  // One input channel for each unit; otherwise all for all.
+  bool depthwise() const {
+    return options.groups > 1;
+  }
+  // Of a pixel of y.
+  int64_t operations() const {
+    return 2 * units * (inputs / options.groups) * taps();
+  }
 };
 
 // y = s ⊙ (conv(x, W) + b), or the bias behind the gate, with x gated by `in` before. gates: null for none; image n
@@ -34,6 +43,7 @@ struct ConvForward {
 
 Epilogue epilogue_of(const ConvForward& layer);
 
+// weight: kForward; so it is for the backward of a depthwise convolution.
 void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight);
 
 // dx = convᵀ(s ⊙ dy, W), with sums of dy ⊙ saved for the classes in the same pass.

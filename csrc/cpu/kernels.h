@@ -49,6 +49,9 @@ struct Kernels {
   int64_t depth;
   // By type of the output and number of rows - 1.
   void (*tile[kTypes][kMaxRows])(const Tile& tile);
+  // By number of rows - 1: the tile of a depthwise convolution in fp32. A has the columns of B, which has one channel;
+  // `columns` is a multiple of `lanes`.
+  void (*depthwise[kMaxRows])(const Tile& tile);
 
   // By type of the output: what `tile` does behind its sums, for whole columns without a second output and for `rows`
   // rows whose sums are `stride` elements apart.

@@ -109,6 +109,7 @@ struct Vector {
 #include "kernels.inc"
 
 #define MEMMOD_TILES(type) {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>, tile<type, 5>, tile<type, 6>}
+#define MEMMOD_DEPTHWISE {depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>, depthwise<5>, depthwise<6>}
 
 }  // namespace
 
@@ -121,6 +122,7 @@ constexpr Kernels kAvx2 = {6,
                            Vector::kLanes,
                            1024,
                            {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},
+                           MEMMOD_DEPTHWISE,
                            MEMMOD_ROW_FUNCTIONS};
 
 }  // namespace memmod::cpu

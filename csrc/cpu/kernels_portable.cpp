@@ -132,7 +132,7 @@ Isa choose() {
 
 }  // namespace
 
-constexpr Kernels kPortable = {0, kColumns, Vector::kLanes, 768, {}, MEMMOD_ROW_FUNCTIONS};
+constexpr Kernels kPortable = {0, kColumns, Vector::kLanes, 768, {}, {}, MEMMOD_ROW_FUNCTIONS};
 
 Isa isa() {
   static const Isa chosen = choose();

@@ -198,6 +198,35 @@ void multiply(
   }
 }
 
+void multiply_depthwise(
+    Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue) {
+  thread_local std::vector<int64_t> a_offsets, b_offsets;
+  a_offsets.clear();
+  b_offsets.clear();
+  for (const Tap& tap : taps) {
+    a_offsets.push_back(tap.a);
+    b_offsets.push_back(tap.b * b.width);
+  }
+  Tile t = tile_of(epilogue);
+  t.taps = static_cast<int64_t>(taps.size());
+  t.a_offsets = a_offsets.data();
+  t.b_offsets = b_offsets.data();
+  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
+    const int64_t row = rows.tile_start(tile), count = rows.tile_start(tile + 1) - row;
+    t.a = rows.a.data() + row;
+    t.out = rows.out.data() + row;
+    t.kept = epilogue.kept ? rows.kept.data() + row : nullptr;
+    t.gates = epilogue.gated ? rows.gates.data() + row : nullptr;
+    for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+      t.b = b.panel(panel);
+      t.column = panel * b.width;
+      t.columns = std::min(b.width, b.columns - t.column);
+      kernels().depthwise[count - 1](t);
+    }
+  }
+}
+
 Grain tile_grain() {
   const int64_t rows = kernels().rows == 0 ? kRowsWithoutTiles : kernels().rows;
   return {kTaskRows, kFewestRows, rows};

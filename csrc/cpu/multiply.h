@@ -113,6 +113,12 @@ void multiply(
     Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
     const Epilogue& epilogue, const Prepare* prepare = nullptr);
 
+// The same for a depthwise convolution in fp32: A's rows have B's columns, B (kTiles, kForward) has one channel. The
+// columns are a multiple of a vector.
+void multiply_depthwise(
+    Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue);
+
 // How tasks share the rows and columns of a product: by its shape only.
 struct Partition {
   int64_t row_parts, column_parts, row_unit;

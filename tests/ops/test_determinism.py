@@ -17,6 +17,14 @@ CASES = [
     Case("modulated_conv2d", (6, 8, 9, 7, 12, 3), "mixed", layout="channels_last", dy_layout="channels_last"),
     Case("modulated_conv2d", (6, 8, 9, 7, 8, 3), "mixed", options=(("groups", 8),)),
     Case("modulated_conv2d", (6, 8, 9, 7, 12, 1), "mixed", layout="channels_last", dy_layout="channels_last"),
+    Case(
+        "modulated_conv2d",
+        (6, 48, 9, 7, 48, 3),
+        "mixed",
+        layout="channels_last",
+        dy_layout="channels_last",
+        options=(("groups", 48),),
+    ),
     Case("modulated_linear", (6, 40, 129, 65), "mixed"),
     Case("modulate_output", (6, 31, 7, 5), "sets"),
     Case("modulate_output", (6, 31, 7, 5), "mixed", layout="channels_last", dy_layout="channels_last"),
@@ -58,6 +66,7 @@ FROZEN = [
     Case("modulated_conv2d", (40, 33, 5, 7, 65, 3), "mixed", options=(*PADDED, ("stride", (2, 2))), **LAST),
     Case("modulated_conv2d", (3, 33, 31, 33, 65, 1), "mixed", **LAST),
     Case("modulated_conv2d", (1, 9, 127, 129, 33, 3), "one", options=PADDED, **LAST),
+    Case("modulated_conv2d", (3, 96, 63, 65, 96, 3), "sets", options=(*PADDED, ("groups", 96)), **LAST),
 ]
 
 

@@ -91,6 +91,22 @@ CASES = [
             ((2, 129, 9, 7, 127, 3), {"padding": (1, 1)}, {"keep_gated": True, "gate_bias": False}),
         )
     ),
+    # Depthwise: channels of whole vectors and not, filters with and without a border, several images to a task, bands.
+    *(
+        conv((*shape, shape[1], side), layout="channels_last", dy_layout="channels_last", options=options(**values), **kind)
+        for shape, side, values, kind in (
+            ((6, 48, 7, 5), 3, {"padding": (1, 1)}, {"granularity": "unit+input"}),
+            ((6, 64, 9, 7), 3, {"padding": (1, 1), "stride": (2, 2)}, {"pattern": "sets", "granularity": "unit+input"}),
+            ((6, 16, 9, 7), 5, {"padding": (2, 2), "stride": (3, 1)}, {"keep_gated": True, "gate_bias": False}),
+            ((6, 32, 9, 11), 7, {"padding": (3, 3)}, {"gate": "identity"}),
+            ((6, 80, 7, 8), 3, {"dilation": (2, 1)}, {"pattern": "whole batch", "gate_bias": False}),
+            ((6, 24, 7, 5), 3, {"padding": (2, 1)}, {"rows_per_sample": 3}),
+            ((6, 31, 7, 5), 3, {"padding": (1, 1)}, {}),
+            ((2, 96, 63, 33), 3, {"padding": (1, 1)}, {"granularity": "unit+input"}),
+            ((127, 16, 3, 2), 3, {"padding": (1, 1)}, {"pattern": "skewed"}),
+        )
+        for values in ({**values, "groups": shape[1]},)
+    ),
 ]
 
 
