@@ -18,9 +18,9 @@ constexpr int64_t kSharedTasks = 8;
 // Elements of the image that a forward's task reads anew: 128 KiB.
 constexpr int64_t kTaskElements = 1 << 15;
 constexpr int64_t kFewestTasks = 32;
-// A depthwise convolution computes little, and what its tasks read twice counts more than what a cache holds: MobileNetV2's
-// on a Zen 3, two threads, forward and backward: 0.93 of plain with twice the elements, 1.06 with as many, 0.96 with four
-// times as many.
+// A depthwise convolution computes little, and what its tasks read twice counts more than what a cache holds:
+// MobileNetV2's on a Zen 3, two threads, forward and backward: 0.93 of plain with twice the elements, 1.06 with as
+// many, 0.96 with four times as many.
 constexpr int64_t kDepthwiseShare = 2;
 
 int64_t floor_div(int64_t a, int64_t b) {
@@ -226,8 +226,8 @@ Bands::Bands(const ConvShape& shape) : images_(shape.images), groups_(shape.imag
     return;
   }
   const int64_t pixels = shape.height * shape.width;
-  const int64_t together = std::max<int64_t>(
-      1, std::min(kBandPixels / pixels, elements / std::max<int64_t>(1, row * shape.out_height)));
+  const int64_t together =
+      std::max<int64_t>(1, std::min(kBandPixels / pixels, elements / std::max<int64_t>(1, row * shape.out_height)));
   groups_ = std::max(ceil_div(images_, together), std::min(images_, kSharedTasks));
 }
 

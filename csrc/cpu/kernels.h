@@ -25,19 +25,19 @@ struct Tile {
   const int64_t* b_offsets;  // [taps]: where the tap's [channels, tile columns] are, from b
   const float* b;            // one packed panel, from the first channel of this call
   int64_t taps;
-  int64_t a_channel, channels;     // where this call starts in A's rows, and how many channels it sums over
-  int64_t a_step;                  // from one group of `lanes` channels to the next in a row of A
-  int64_t column, columns;         // the first column, and how many there are of the tile's width
-  int64_t partial_stride;          // elements from a row of partial sums to the next; each has all of a tile's columns
-  const float* partial_in;         // sums of earlier calls, or null for none
-  float* partial_out;              // where to leave the sums, or null: this is the last call, write `out`
-  void* const* out;                // [rows]
-  void* const* kept;               // [rows]: a second output, or null: the product before a bias that is not gated
-  const float* bias;               // [columns of B] or null
-  const float* const* gates;       // [rows]: multipliers [columns of B], or null
-  bool bias_first;                 // the bias is gated too
-  bool keep_product;               // `kept` takes what the gate multiplies, instead of the result of it
-  float floor;                     // the least value of `out`: 0 for a ReLU, -inf for none
+  int64_t a_channel, channels;  // where this call starts in A's rows, and how many channels it sums over
+  int64_t a_step;               // from one group of `lanes` channels to the next in a row of A
+  int64_t column, columns;      // the first column, and how many there are of the tile's width
+  int64_t partial_stride;       // elements from a row of partial sums to the next; each has all of a tile's columns
+  const float* partial_in;      // sums of earlier calls, or null for none
+  float* partial_out;           // where to leave the sums, or null: this is the last call, write `out`
+  void* const* out;             // [rows]
+  void* const* kept;            // [rows]: a second output, or null: the product before a bias that is not gated
+  const float* bias;            // [columns of B] or null
+  const float* const* gates;    // [rows]: multipliers [columns of B], or null
+  bool bias_first;              // the bias is gated too
+  bool keep_product;            // `kept` takes what the gate multiplies, instead of the result of it
+  float floor;                  // the least value of `out`: 0 for a ReLU, -inf for none
 };
 
 struct Kernels {

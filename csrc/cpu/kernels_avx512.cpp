@@ -19,8 +19,8 @@
 #define MEMMOD_TILES(type)                                                                     \
   {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>,  tile<type, 5>,  tile<type, 6>, \
    tile<type, 7>, tile<type, 8>, tile<type, 9>, tile<type, 10>, tile<type, 11>, tile<type, 12>}
-#define MEMMOD_DEPTHWISE                                                                       \
-  {depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>,  depthwise<5>,  depthwise<6>,       \
+#define MEMMOD_DEPTHWISE                                                                 \
+  {depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>,  depthwise<5>,  depthwise<6>, \
    depthwise<7>, depthwise<8>, depthwise<9>, depthwise<10>, depthwise<11>, depthwise<12>}
 
 }  // namespace

@@ -19,6 +19,8 @@
 #define MEMMOD_UNROLL
 #define MEMMOD_UNROLL_LANES
 #define MEMMOD_RARE
+// Into its callers whatever its size: sums stay in registers.
+#define MEMMOD_INLINE inline
 
 namespace memmod::cpu {
 namespace {

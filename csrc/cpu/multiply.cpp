@@ -176,8 +176,7 @@ void multiply(
           t.out = rows.out.data() + row;
           t.kept = epilogue.kept ? rows.kept.data() + row : nullptr;
           t.gates = epilogue.gated ? rows.gates.data() + row : nullptr;
-          float* partial =
-              sums.data() + (passes > 1 ? (panel - first_panel) * rows.count() + row : 0) * b.width;
+          float* partial = sums.data() + (passes > 1 ? (panel - first_panel) * rows.count() + row : 0) * b.width;
           for (size_t i = 0; i < chains.size(); ++i) {
             const Chain& chain = chains[i];
             const bool is_first = pass == 0 && i == 0, is_last = pass == passes - 1 && i == chains.size() - 1;

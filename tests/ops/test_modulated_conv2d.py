@@ -93,7 +93,7 @@ CASES = [
     ),
     # Depthwise: channels of whole vectors and not, filters with and without a border, several images to a task, bands.
     *(
-        conv((*shape, shape[1], side), layout="channels_last", dy_layout="channels_last", options=options(**values), **kind)
+        conv((*shape, width, side), layout="channels_last", dy_layout="channels_last", options=values, **kind)
         for shape, side, values, kind in (
             ((6, 48, 7, 5), 3, {"padding": (1, 1)}, {"granularity": "unit+input"}),
             ((6, 64, 9, 7), 3, {"padding": (1, 1), "stride": (2, 2)}, {"pattern": "sets", "granularity": "unit+input"}),
@@ -105,7 +105,8 @@ CASES = [
             ((2, 96, 63, 33), 3, {"padding": (1, 1)}, {"granularity": "unit+input"}),
             ((127, 16, 3, 2), 3, {"padding": (1, 1)}, {"pattern": "skewed"}),
         )
-        for values in ({**values, "groups": shape[1]},)
+        for width in shape[1:2]
+        for values in (options(groups=width, **values),)
     ),
 ]
 
