@@ -167,9 +167,18 @@ void multiply(
     }
     for (int64_t first = 0; first < runs; first += group, ++pass) {
       split_into_chains(std::min(group, runs - first), channels * run, chains);
+      const auto sum_up = [&](const Chain& chain, int64_t panel) {
+        t.taps = chain.taps;
+        t.a_offsets = a_offsets.data() + first + chain.tap;
+        t.b_offsets = b_offsets.data() + first + chain.tap;
+        t.channels = chain.channels;
+        t.a_channel = (prepare == nullptr ? channel : 0) + chain.channel / kernel.lanes * t.a_step;
+        t.b = b.panel(panel) + (channel + chain.channel) * b.width;
+      };
       for (int64_t panel = first_panel; panel < last_panel; ++panel) {
         t.column = panel * b.width;
         t.columns = std::min(b.width, b.columns - t.column);
+        sum_up(chains.front(), panel);
         for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
           const int64_t row = rows.tile_start(tile), count = rows.tile_start(tile + 1) - row;
           t.a = rows.a.data() + row;
@@ -178,16 +187,11 @@ void multiply(
           t.gates = epilogue.gated ? rows.gates.data() + row : nullptr;
           float* partial = sums.data() + (passes > 1 ? (panel - first_panel) * rows.count() + row : 0) * b.width;
           for (size_t i = 0; i < chains.size(); ++i) {
-            const Chain& chain = chains[i];
-            const bool is_first = pass == 0 && i == 0, is_last = pass == passes - 1 && i == chains.size() - 1;
-            t.taps = chain.taps;
-            t.a_offsets = a_offsets.data() + first + chain.tap;
-            t.b_offsets = b_offsets.data() + first + chain.tap;
-            t.channels = chain.channels;
-            t.a_channel = (prepare == nullptr ? channel : 0) + chain.channel / kernel.lanes * t.a_step;
-            t.b = b.panel(panel) + (channel + chain.channel) * b.width;
-            t.partial_in = is_first ? nullptr : partial;
-            t.partial_out = is_last ? nullptr : partial;
+            if (chains.size() > 1) {
+              sum_up(chains[i], panel);
+            }
+            t.partial_in = pass == 0 && i == 0 ? nullptr : partial;
+            t.partial_out = pass == passes - 1 && i == chains.size() - 1 ? nullptr : partial;
             tiles[count - 1](t);
           }
           ahead.step();
