@@ -248,11 +248,11 @@ void multiply_copy(
 }  // namespace
 
 bool amx_serves(const ConvShape& shape) {
-  return serves(shape, forward_plan(shape));
+  return !shape.depthwise() && serves(shape, forward_plan(shape));
 }
 
 bool amx_serves_backward(const ConvShape& shape) {
-  return serves(shape, backward_plan(shape));
+  return !shape.depthwise() && serves(shape, backward_plan(shape));
 }
 
 std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& shape, int64_t images_per_sample) {

@@ -30,7 +30,8 @@ Path path_of(const at::Tensor& images, at::IntArrayRef weight, const ConvOptions
     return Path::kLibrary;
   }
   if (options.groups != 1) {
-    const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % kernels().lanes == 0;
+    const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % kernels().lanes == 0 &&
+                           weight[2] * weight[3] <= kChain;
     return images.scalar_type() == at::kFloat && depthwise ? Path::kDirect : Path::kLibrary;
   }
   const bool pointwise = weight[2] == 1 && weight[3] == 1 && options.stride == std::array<int64_t, 2>{1, 1} &&
@@ -168,7 +169,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const float* bias_data = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
   const bool keep_product = modulation.gate == Gate::kIdentity;
   const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
-  const bool amx = path == Path::kDirect && !shape.depthwise() && amx_serves(shape);
+  const bool amx = path == Path::kDirect && amx_serves(shape);
   const Form form = path == Path::kLinear ? form_of(weight.scalar_type(), weight.size(0), Direction::kForward)
                     : amx                 ? Form::kSplitAmx
                                           : Form::kTiles;
@@ -254,7 +255,7 @@ Gradients conv2d_backward(
   } else if (path == Path::kDirect) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
-    const bool amx = !shape.depthwise() && amx_serves_backward(shape);
+    const bool amx = amx_serves_backward(shape);
     if (need_dmemory) {
       const int64_t per_sample = x_shape[0] / samples;
       sums.emplace(

@@ -15,6 +15,12 @@
 
 namespace memmod::cpu {
 
+// Channels times taps that are summed one after the other, at most, before the sum joins the rest: long chains round
+// more. 64 channels of 3 × 3 taps are one chain. Largest error of 1,024 inputs in 256² sums: 5.6e-6 in one chain,
+// 3.7e-6 in two, 2.2e-6 in four (library 1.6e-6). Time of layers with 768 and 1,024 inputs on AVX2: 1.02 to 1.04 of one
+// chain's; of ResNet-18's convolutions 1.00 to 1.01.
+constexpr int64_t kChain = 576;
+
 // The rows of one task. Reused from task to task by a thread: buffers keep their size.
 class Rows {
  public:
@@ -114,7 +120,7 @@ void multiply(
     const Epilogue& epilogue, const Prepare* prepare = nullptr);
 
 // The same for a depthwise convolution in fp32: A's rows have B's columns, B (kTiles, kForward) has one channel. The
-// columns are a multiple of a vector.
+// columns are a multiple of a vector, and all taps one chain.
 void multiply_depthwise(
     Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
     const Epilogue& epilogue);

@@ -102,6 +102,7 @@ CASES = [
             ((6, 80, 7, 8), 3, {"dilation": (2, 1)}, {"pattern": "whole batch", "gate_bias": False}),
             ((6, 24, 7, 5), 3, {"padding": (2, 1)}, {"rows_per_sample": 3}),
             ((6, 31, 7, 5), 3, {"padding": (1, 1)}, {}),
+            ((2, 16, 5, 4), 25, {"padding": (12, 12)}, {}),
             ((2, 96, 63, 33), 3, {"padding": (1, 1)}, {"granularity": "unit+input"}),
             ((127, 16, 3, 2), 3, {"padding": (1, 1)}, {"pattern": "skewed"}),
         )
