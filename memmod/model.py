@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ from memmod.fuse import fuse_activations
 from memmod.nn._modulated import Modulated
 from memmod.observe import observe
 from memmod.ops import gating
-from memmod.selection import Forget, SelectionState, to_index
+from memmod.run_state import Running, RunState, Scope, eagerly
+from memmod.selection import Forget, to_index
 from memmod.surgery import Example, ModulateConfig, Row, Surgery
 from memmod.verify import verify as _verify
 
@@ -58,6 +60,10 @@ class ModulatedModel(nn.Module):
     are the only parameters that train. Implements arXiv 2304.02049.
     """
 
+    def __new__(cls, *_args: Any, **_kwargs: Any) -> ModulatedModel:
+        _keep_out_of_compiled_code()
+        return super().__new__(cls)
+
     def __init__(
         self,
         surgery: Surgery,
@@ -75,7 +81,7 @@ class ModulatedModel(nn.Module):
         self.config = config
         self.base_sha256 = base_sha256
         self.input_shape = input_shape
-        self.state = SelectionState()
+        self.state = RunState()
         # In a plain tuple, so that they are neither parameters nor in the state dict.
         self._originals = tuple(surgery.originals)
         self._attributes = tuple(surgery.attributes)
@@ -99,24 +105,33 @@ class ModulatedModel(nn.Module):
         Raises:
             SelectionError: a selection that cannot be applied.
         """
-        if forget is None:
-            return self._run(args, kwargs)
-        token = self.state.enter(self._index(forget))
-        try:
-            return self._run(args, kwargs)
-        finally:
-            self.state.leave(token)
-
-    def _run(self, args: tuple, kwargs: dict) -> Any:
+        state = self.state
         if torch.compiler.is_compiling():
-            return self.model(*args, **kwargs)
-        index = self.state.index
-        if index is not None and index.shape[0] != 1:
-            self._check_batch(index, args, kwargs)
-        output = self.model(*args, **kwargs)
-        if torch.is_grad_enabled():
-            self.state.remember_for_backward(output)
-        return output
+            # Part of somebody's compiled function, or exported.
+            before = state.enter(self._running(forget))
+            try:
+                return self.model(*args, **kwargs)
+            finally:
+                state.leave(before)
+        # Compiled or not, this frame is not traced (`_keep_out_of_compiled_code`): the selection is an input of the
+        # compiled layers, whatever its Python value.
+        before = eagerly(ModulatedModel._begin)(self, forget, args, kwargs)
+        try:
+            output = self.model(*args, **kwargs)
+            if torch.is_grad_enabled():
+                eagerly(RunState.remember_for_backward)(state, output)
+            return output
+        finally:
+            eagerly(RunState.leave)(state, before)
+
+    def _begin(self, forget: Forget, args: tuple, kwargs: dict) -> Any:
+        running = self._running(forget)
+        if running.index is not None and running.index.shape[0] != 1:
+            self._check_batch(running.index, args, kwargs)
+        return self.state.enter(running)
+
+    def _running(self, forget: Forget) -> Running:
+        return self.state.running() if forget is None else self.state.selecting(self._index(forget))
 
     def _check_batch(self, index: Tensor, args: tuple, kwargs: dict) -> None:
         x = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), None)
@@ -129,24 +144,17 @@ class ModulatedModel(nn.Module):
     def _index(self, forget: Forget) -> Tensor | None:
         return to_index(forget, self.num_classes, self.class_names, self.device)
 
-    @contextmanager
-    def forgetting(self, forget: Forget) -> Iterator[ModulatedModel]:
+    def forgetting(self, forget: Forget) -> Scope:
         """A scope in which every call that reaches the layers, `forward_features` say, obeys a selection.
 
-        Held per thread; scopes nest, and an inner ``forget=-1`` selects nothing.
+        A context manager or a decorator. Held per thread and asyncio task, and by a generator while it runs; scopes
+        nest, and an inner ``forget=-1`` selects nothing.
 
         Raises:
-            SelectionError: a selection that cannot be applied.
+            SelectionError: when it is entered, a selection that cannot be applied.
         """
-        if forget is None:
-            yield self
-            return
-        token = self.state.enter(self._index(forget))
-        self.state.note_scope()
-        try:
-            yield self
-        finally:
-            self.state.leave(token)
+        running = None if forget is None else lambda: self.state.selecting(self._index(forget))
+        return Scope(self.state, self, running)
 
     @contextmanager
     def batch_statistics(self) -> Iterator[ModulatedModel]:
@@ -158,13 +166,12 @@ class ModulatedModel(nn.Module):
         """
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         before = [(norm, norm.training, norm.track_running_stats) for norm in norms]
-        on = self.state.set_batch_statistics(True)
         try:
             for norm in norms:
                 norm.training, norm.track_running_stats = True, False
-            yield self
+            with Scope(self.state, self, lambda: Running(self.state.index, batch_statistics=True)):
+                yield self
         finally:
-            self.state.set_batch_statistics(on)
             for norm, training, track in before:
                 norm.training, norm.track_running_stats = training, track
 
@@ -322,6 +329,17 @@ class ModulatedModel(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, granularity={self.config.granularity!r}, gate={self.config.gate!r}"
+
+
+@functools.cache
+def _keep_out_of_compiled_code() -> None:
+    """Have Dynamo run the frame of `ModulatedModel.forward` as it is, and compile what it calls.
+
+    torch.compiler.disable(recursive=False) would do so too, but break compiled functions that call a model.
+    """
+    from torch._dynamo.eval_frame import skip_code
+
+    skip_code(ModulatedModel.forward.__code__)
 
 
 def modulate(

@@ -1,9 +1,8 @@
-"""Selections: which classes each sample forgets; from what a user writes to an index, held while a model runs."""
+"""Selections: which classes each sample forgets; from what a user writes to the index that layers take."""
 
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Sequence, Set
 from typing import Any, TypeAlias
 
@@ -112,7 +111,8 @@ def _class_number(entry: Any, num_classes: int, class_names: Sequence[str] | Non
     try:
         if isinstance(entry, bool):
             raise TypeError
-        number = operator.index(entry)
+        # operator.index would make compiled code hold for one value alone.
+        number = entry if type(entry) is int else operator.index(entry)
     except TypeError:
         raise SelectionError(
             f"{entry!r} ({type(entry).__name__}) is not a selection: pass an int, a class name, a set of them, a list "
@@ -124,123 +124,3 @@ def _class_number(entry: Any, num_classes: int, class_names: Sequence[str] | Non
             "(-1 selects nothing)"
         )
     return number
-
-
-class _Local(threading.local):
-    index: Tensor | None = None
-    depth: int = 0
-    batch_statistics: bool = False
-    probe: Any = None
-
-
-class SelectionState:
-    """What a model's layers share while it runs: the selection, held per thread.
-
-    One object per model. Copies and pickles of a model get a fresh one, which all of the copy's layers share.
-    """
-
-    def __init__(self) -> None:
-        self._local = _Local()
-        self._backward: dict[int, tuple[Tensor | None, bool]] = {}
-        self._scope_without_forward = False
-
-    def __deepcopy__(self, memo: dict) -> SelectionState:
-        return type(self)()
-
-    def __reduce__(self) -> tuple:
-        return (type(self), ())
-
-    @property
-    def index(self) -> Tensor | None:
-        """The selection layers use now: ``[B]``, ``[B, S]``, ``[1]``, ``[1, S]`` or None (nothing).
-
-        Raises:
-            SelectionError: activation checkpointing recomputes a layer whose selection has ended.
-        """
-        return self._now()[0]
-
-    @property
-    def batch_statistics(self) -> bool:
-        """Whether normalised units use the batch's own statistics now."""
-        return self._now()[1]
-
-    @property
-    def probe(self) -> Any:
-        """A callable that stands in for the layers' memories while a model is being verified; else None."""
-        return self._local.probe
-
-    def _now(self) -> tuple[Tensor | None, bool]:
-        local = self._local
-        if torch.compiler.is_compiling():
-            return local.index, local.batch_statistics
-        task = torch._C._current_graph_task_id()
-        if task == -1:
-            return local.index, local.batch_statistics
-        # Inside a backward pass: activation checkpointing runs the forward again.
-        if task in self._backward:
-            return self._backward[task]
-        if local.depth == 0 and self._scope_without_forward:
-            raise SelectionError(
-                "activation checkpointing recomputes this model in the backward pass, where the selection of its "
-                "forward is unknown: keep `with model.forgetting(...)` open around backward(), or call "
-                "model(x, forget=...)"
-            )
-        return local.index, local.batch_statistics
-
-    def enter(self, index: Tensor | None) -> tuple[Tensor | None, int]:
-        """Make `index` the selection of this thread; returns what `leave` takes to undo it."""
-        local = self._local
-        token = (local.index, local.depth)
-        local.index = index
-        local.depth += 1
-        return token
-
-    def leave(self, token: tuple[Tensor | None, int]) -> None:
-        """Restore the selection that was in force before the matching `enter`."""
-        self._local.index, self._local.depth = token
-
-    def note_scope(self) -> None:
-        """Record that layers may run under a selection outside the model's own forward."""
-        if torch.is_grad_enabled():
-            self._scope_without_forward = True
-
-    def set_batch_statistics(self, on: bool) -> bool:
-        """Switch statistics in the loop for this thread; returns the previous value."""
-        before = self._local.batch_statistics
-        self._local.batch_statistics = on
-        return before
-
-    def set_probe(self, probe: Any) -> None:
-        """Install (or remove, with None) the callable that stands in for the layers' memories, for this thread."""
-        self._local.probe = probe
-
-    def remember_for_backward(self, output: Any) -> None:
-        """Tie the current selection to the graph of `output`, so that a recompute in its backward finds it.
-
-        Activation checkpointing runs layers again inside backward, when the scope has ended. The first node of this
-        forward's graph that backward reaches is the one that made `output`; it announces the selection.
-        """
-        value = (self._local.index, self._local.batch_statistics)
-        seen = set()
-        for tensor in _tensors(output):
-            node = tensor.grad_fn
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            node.register_prehook(lambda _grads, value=value: self._announce(value))
-
-    def _announce(self, value: tuple[Tensor | None, bool]) -> None:
-        task = torch._C._current_graph_task_id()
-        if task not in self._backward:
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._backward.pop(task, None))
-        self._backward[task] = value
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        output = list(output.values())
-    if isinstance(output, (list, tuple)):
-        return [tensor for part in output for tensor in _tensors(part)]
-    return []

@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import copy
-import pickle
-import threading
-
 import numpy as np
 import pytest
 import torch
 
 from memmod.errors import SelectionError
-from memmod.selection import SelectionState, to_index
+from memmod.selection import to_index
 
 NAMES = ("cat", "dog", "fox")
 
@@ -69,27 +65,3 @@ def test_inference_mode_selection_can_be_saved_for_backward() -> None:
     with torch.inference_mode():
         made = torch.tensor([0, 1])
     assert not to_index(made, 3).is_inference()
-
-
-def test_state_nests_and_is_per_thread() -> None:
-    state = SelectionState()
-    outer = state.enter(torch.tensor([1]))
-    inner = state.enter(None)
-    assert state.index is None
-    state.leave(inner)
-    assert state.index.tolist() == [1]
-    seen = []
-    thread = threading.Thread(target=lambda: seen.append(state.index))
-    thread.start()
-    thread.join()
-    assert seen == [None]
-    state.leave(outer)
-    assert state.index is None
-
-
-def test_state_copies_are_fresh_and_shared() -> None:
-    state = SelectionState()
-    state.enter(torch.tensor([1]))
-    for duplicate in (copy.deepcopy([state, state]), pickle.loads(pickle.dumps([state, state]))):
-        assert duplicate[0] is duplicate[1] and duplicate[0] is not state
-        assert duplicate[0].index is None

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from memmod.selection import SelectionState
+from memmod.run_state import RunState
 
 GRANULARITIES = ("unit", "input", "unit+input")
 GATES = ("sigmoid", "identity", "hard")
@@ -59,7 +59,7 @@ class Modulated(nn.Module):
         self.init = init
         # "relu" where the layer applies the ReLU behind it too: modulate() fuses them.
         self.activation: str | None = None
-        self.state: SelectionState | None = None
+        self.state: RunState | None = None
         for name, width, has in (
             ("memory", units, granularity != "input"),
             ("input_memory", inputs, granularity != "unit"),
