@@ -14,7 +14,7 @@ from torch import Tensor
 
 import memmod.ops  # noqa: F401  (defines torch.ops.memmod)
 from memmod.errors import SelectionError
-from memmod.ops import direct
+from memmod.ops import direct, transforms
 from memmod.ops.autocast import cast
 from memmod.ops.layer_autograd import output_is_enough
 
@@ -65,6 +65,9 @@ def modulated_linear(
     if x.dim() < 2:
         raise SelectionError(f"x has shape {tuple(x.shape)}; with a selection it must be [rows, ..., features]")
     _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1], activation)
+    if transforms.active():
+        y = transforms.modulated_linear(x, weight, bias, memory, input_memory, index, gate, gate_bias)
+        return _activated(y, activation)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y, _ = torch.ops.memmod.modulated_linear.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated
@@ -130,8 +133,11 @@ def modulated_conv2d(
     stride, dilation = _pair(stride), _pair(dilation)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, padding, stride, dilation)
-    keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     options = (stride, _pair(padding), dilation, groups)
+    if transforms.active():
+        y = transforms.modulated_conv2d(x, weight, bias, memory, input_memory, index, gate, gate_bias, *options)
+        return _activated(y, activation)
+    keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y, _ = torch.ops.memmod.modulated_conv2d.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated, *options
     )
@@ -162,6 +168,8 @@ def modulate_output(
             f"dim is {dim}, but the channels of x {tuple(x.shape)} are at one of its dims after the first"
         )
     _check(x, memory, None, index, gate, keep, x.shape[dim], None)
+    if transforms.active():
+        return transforms.modulate_output(x, memory, index, dim, gate)
     y, _ = torch.ops.memmod.modulate_output.default(
         x, memory, _usable(index), dim, gate, keep == "gated" and gate != "identity" and _learns(memory)
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves
 
 from memmod import bake as _bake
@@ -19,6 +20,7 @@ from memmod import surgery as _surgery
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.fuse import fuse_activations
 from memmod.nn._modulated import Modulated
+from memmod.nn.leaf import call_node
 from memmod.observe import observe
 from memmod.ops import gating
 from memmod.run_state import Running, RunState, Scope, eagerly
@@ -104,6 +106,7 @@ class ModulatedModel(nn.Module):
 
         Raises:
             SelectionError: a selection that cannot be applied.
+            ModelError: torch.fx or torch.jit traces the model itself.
         """
         state = self.state
         if torch.compiler.is_compiling():
@@ -114,21 +117,38 @@ class ModulatedModel(nn.Module):
             finally:
                 state.leave(before)
         # Compiled or not, this frame is not traced (`_keep_out_of_compiled_code`): the selection is an input of the
-        # compiled layers, whatever its Python value.
-        before = eagerly(ModulatedModel._begin)(self, forget, args, kwargs)
+        # compiled layers, whatever its Python value. Every frame that it calls would be compiled by itself.
+        node, base, before = eagerly(ModulatedModel._begin)(self, forget, args, kwargs)
+        if node is not None:
+            return node
         try:
-            output = self.model(*args, **kwargs)
+            output = base(*args, **kwargs)
             if torch.is_grad_enabled():
                 eagerly(RunState.remember_for_backward)(state, output)
             return output
         finally:
             eagerly(RunState.leave)(state, before)
 
-    def _begin(self, forget: Forget, args: tuple, kwargs: dict) -> Any:
+    def _begin(self, forget: Forget, args: tuple, kwargs: dict) -> tuple[Proxy | None, Callable[..., Any], Any]:
+        """Under torch.fx the call as a node; else what to call, and what `RunState.leave` takes behind it."""
+        if isinstance(args, Proxy):
+            raise ModelError(
+                "torch.fx cannot trace a ModulatedModel, whose arguments are its base's: trace wf.model, which keeps "
+                "its gates, and select with `with wf.forgetting(...)`"
+            )
+        if any(isinstance(arg, Proxy) for arg in args):
+            return call_node(self, args, {**kwargs, "forget": forget}), self.model, None
+        if torch.jit.is_tracing() and not isinstance(forget, Tensor):
+            raise ModelError(
+                "torch.jit.trace would keep the selection of this moment for good: trace wf.bake(...), or a function "
+                "whose input is the selection, an int64 tensor that it passes as forget="
+            )
         running = self._running(forget)
         if running.index is not None and running.index.shape[0] != 1:
             self._check_batch(running.index, args, kwargs)
-        return self.state.enter(running)
+        # Dynamo compiles no frame of torch.nn's own, such as Sequential.forward, only what is inlined in another.
+        of_torch = type(self.model).forward.__module__.startswith("torch.")
+        return None, functools.partial(_call, self.model) if of_torch else self.model, self.state.enter(running)
 
     def _running(self, forget: Forget) -> Running:
         return self.state.running() if forget is None else self.state.selecting(self._index(forget))
@@ -189,7 +209,7 @@ class ModulatedModel(nn.Module):
         return next(self.memory_parameters()).device
 
     def _layers(self) -> dict[str, Modulated]:
-        return {name: module for name, module in self.model.named_modules() if isinstance(module, Modulated)}
+        return {_name(name): module for name, module in self.model.named_modules() if isinstance(module, Modulated)}
 
     def named_memories(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, memory ``[num_classes, K]``) of every gated layer, in the model's order."""
@@ -325,10 +345,75 @@ class ModulatedModel(nn.Module):
             # Protocols (__deepcopy__, __reduce__) are this module's own, never those of what it wraps.
             if inner is None or name.startswith("__"):
                 raise
-            return getattr(inner, name)
+            value = getattr(inner, name)
+            return self._refuse_other_head if name == "reset_classifier" else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        inner = self.__dict__.get("_modules", {}).get("model")
+        if inner is None:
+            return super().__setattr__(name, value)
+        if name == "model":
+            if _uncompiled(value) is not _uncompiled(inner):
+                raise ModelError(
+                    "the inner model of a ModulatedModel cannot be replaced, its memories belong to it: modulate() the "
+                    "other model"
+                )
+            return super().__setattr__(name, value)
+        own = name in self.__dict__ or name in self._buffers or name in self._parameters or hasattr(type(self), name)
+        if own or name in self._modules or not hasattr(inner, name):
+            return super().__setattr__(name, value)
+        # Attributes are read from the inner model, so they are set there.
+        if isinstance(value, (nn.Module, Tensor)) or isinstance(getattr(inner, name), (nn.Module, Tensor)):
+            raise ModelError(
+                f"{name} is part of the frozen base: its memories were made for it as it is. Change the base and "
+                f"modulate() it again, or set wf.model.{name} if the memories may be lost or meaningless"
+            )
+        setattr(inner, name, value)
+
+    def _refuse_other_head(self, *_args: Any, **_kwargs: Any) -> None:
+        raise ModelError(
+            f"reset_classifier would change the head, but the memories were made for its {self.num_classes} classes: "
+            "change the base and modulate() it again"
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Before anything is copied: this module's own entries are loaded before its children's.
+        memories = {f"model.{name}" for name, _ in self.named_memories()}
+        for name, present in self.state_dict().items():
+            given = state_dict.get(prefix + name)
+            if name in memories or not isinstance(given, Tensor) or not isinstance(present, Tensor):
+                continue
+            if present.is_meta or given.shape != present.shape or _same_values(given, present):
+                continue
+            raise ModelError(
+                f"the state dict is that of a model with another base ({prefix}{name} has other values): the memories "
+                "belong to the base that they were trained with. Load it into modulate() of that base, or set the "
+                "memories alone with load_memory_state()"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, granularity={self.config.granularity!r}, gate={self.config.gate!r}"
+
+
+def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return module(*args, **kwargs)
+
+
+def _name(path: str) -> str:
+    """A layer's name as it was before it, or a module around it, was compiled."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
+def _uncompiled(module: Any) -> Any:
+    """The module that torch.compile wrapped."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _same_values(given: Tensor, present: Tensor) -> bool:
+    """Whether loading `given` would leave `present` as it is; NaN is the same as NaN."""
+    given = given.to(present.device, present.dtype)
+    return bool(((given == present) | ((given != given) & (present != present))).all())
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """What a model's layers share while it runs: the selection in force, by thread, by task and by generator.
 
 A running `forward` of the model holds its selection in a thread-local, which compiled code reads through a guard.
-Between forwards open scopes (`forgetting`, `batch_statistics`) hold it in a context variable, so that asyncio tasks that
-take turns in one thread have each their own. Generators take turns within one context: a scope of theirs holds while
-they run.
+Between forwards open scopes (`forgetting`, `batch_statistics`) hold it in a context variable, so that asyncio tasks
+that take turns in one thread have each their own. Generators take turns within one context: a scope of theirs holds
+while they run.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ class RunState:
         return Running() if scope is None else scope.running
 
     def enter(self, running: Running) -> tuple[bool, Tensor | None, bool]:
-        """Have `running` hold for the forward that runs in this thread, until `leave`, which takes what this returns."""
+        """Have `running` hold for the forward of this thread, until `leave`, which takes what this returns."""
         call = self._call
         before = (call.active, call.index, call.batch_statistics)
         call.active, call.index, call.batch_statistics = True, running.index, running.batch_statistics

@@ -7,9 +7,11 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from memmod import functional
 from memmod.errors import ModelError
+from memmod.nn.leaf import call_node
 from memmod.nn.linear import ModulatedLinear
 
 
@@ -119,6 +121,16 @@ class ModulatedMultiheadAttention(nn.Module):
         is_causal: bool = False,
         index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(query, Proxy):
+            options = {
+                "key_padding_mask": key_padding_mask,
+                "need_weights": need_weights,
+                "attn_mask": attn_mask,
+                "average_attn_weights": average_attn_weights,
+                "is_causal": is_causal,
+                "index": index,
+            }
+            return call_node(self, (query, key, value), options)
         if is_causal and attn_mask is None:
             raise ValueError("is_causal is a hint about attn_mask: pass the causal attn_mask too")
         same_key, same_value = key is query, value is key

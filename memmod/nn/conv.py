@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from memmod import functional
 from memmod.nn._modulated import INITIAL_MEMORY, Modulated
+from memmod.nn.leaf import call_node
 from memmod.nn.linear import _share
 
 
@@ -104,6 +106,8 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         self.normalised = True
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        if isinstance(x, Proxy):
+            return call_node(self, (x,), {"index": index})
         memory, input_memory, index = self.modulation(index)
         if self.normalised and self.state is not None and self.state.batch_statistics:
             return self._standardised(x, memory, input_memory, index)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from memmod import functional
 from memmod.nn._modulated import INITIAL_MEMORY, Modulated
+from memmod.nn.leaf import call_node
 
 
 class ModulatedLinear(Modulated, nn.Linear):
@@ -68,6 +70,8 @@ class ModulatedLinear(Modulated, nn.Linear):
         return _share(layer, linear)
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        if isinstance(x, Proxy):
+            return call_node(self, (x,), {"index": index})
         memory, input_memory, index = self.modulation(index)
         return functional.modulated_linear(
             x,

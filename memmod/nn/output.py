@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from memmod import functional
 from memmod.nn._modulated import INITIAL_MEMORY, Modulated
+from memmod.nn.leaf import call_node
 
 
 class ModulatedOutput(Modulated):
@@ -68,6 +70,8 @@ class ModulatedOutput(Modulated):
             return getattr(inner, name)
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        if isinstance(x, Proxy):
+            return call_node(self, (x,), {"index": index})
         memory, input_memory, index = self.modulation(index)
         if input_memory is not None and index is not None:
             x = functional.modulate_output(x, input_memory, index, dim=self.dim, gate=self.gate, keep="gated")

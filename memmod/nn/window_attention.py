@@ -8,8 +8,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
+from memmod.nn.leaf import call_node
 from memmod.nn.linear import ModulatedLinear
 
 CLASSES = (ShiftedWindowAttention, ShiftedWindowAttentionV2)
@@ -42,6 +44,8 @@ class ModulatedWindowAttention(nn.Module):
         return attention
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, Proxy):
+            return call_node(self, (x,), {})
         own = self.position
         batch, height, width, channels = x.shape
         rows, columns = own.window_size

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memmod.ops import extension
+from memmod.ops import extension, transforms
 
 _KEEPS = {"output": False, "gated": True}
 _ACTIVATIONS = {None: False, "relu": True}
@@ -95,7 +95,7 @@ _PLAIN = (Tensor, torch.nn.Parameter, type(None))
 
 
 def _plain(*tensors: Tensor | None) -> bool:
-    return all(type(t) in _PLAIN for t in tensors)
+    return not transforms.active() and all(type(t) in _PLAIN for t in tensors)
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:

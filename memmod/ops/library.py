@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from memmod.errors import SelectionError
 
@@ -19,9 +20,19 @@ CHECK_ON_DEVICE = os.environ.get("MEMMOD_CHECK") == "1"
 
 def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define `memmod::name` with its implementation for real tensors and for fake ones."""
+
+    def run_without_tangents(*args: Any) -> Any:
+        # PyTorch gives such an op's outputs no tangents, which reads as a derivative of 0.
+        if forward_ad._current_level >= 0:
+            raise RuntimeError(
+                f"memmod::{name} has no forward-mode derivative: call memmod.functional or the modules, which compute "
+                "in plain PyTorch there"
+            )
+        return run(*args)
+
     _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
     for device in _DEVICES:
-        _LIBRARY.impl(name, run, device)
+        _LIBRARY.impl(name, run_without_tangents, device)
     torch.library.register_fake(f"memmod::{name}", fake, lib=_LIBRARY)
 
 

@@ -1,0 +1,154 @@
+"""The ops in plain, out-of-place PyTorch, for forward-mode derivatives and `torch.func`: those do not know kernels.
+
+Every derivative, of any order and in either mode, and `vmap` follow from PyTorch's own. Slower than the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from memmod.ops.gating import distinct
+from memmod.ops.library import check_classes
+
+_functorch = torch._C._functorch
+
+
+def active() -> bool:
+    """Whether a forward-mode level or a transform of `torch.func` is open, so that calls have to come here."""
+    return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
+
+
+def modulated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+) -> Tensor:
+    """y ``[k·B, …, O]`` = s_out ⊙ ((s_in ⊙ x) Wᵀ + b), as `memmod.functional.modulated_linear`."""
+    return _layer(lambda x: F.linear(x, weight), x, bias, memory, input_memory, index, gate, gate_bias, -1)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """y ``[k·B, O, H', W']``, as `memmod.functional.modulated_conv2d`."""
+
+    def layer(x: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups)
+
+    return _layer(layer, x, bias, memory, input_memory, index, gate, gate_bias, 1)
+
+
+def modulate_output(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str) -> Tensor:
+    """y = s ⊙ x along `dim`, as `memmod.functional.modulate_output`."""
+    _check_classes(index, memory)
+    return _gated(x, _gates(memory, index, gate), dim)
+
+
+def _layer(
+    layer: Callable[[Tensor], Tensor],
+    x: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    dim: int,
+) -> Tensor:
+    _check_classes(index, memory, input_memory)
+    if input_memory is not None:
+        x = _gated(x, _gates(input_memory, index, gate), dim)
+    y = layer(x)
+    shape = [1] * y.dim()
+    shape[dim] = -1
+    if bias is not None and gate_bias:
+        y = y + bias.view(shape)
+    if memory is not None:
+        y = _gated(y, _gates(memory, index, gate), dim)
+    return y + bias.view(shape) if bias is not None and not gate_bias else y
+
+
+def _gates(memory: Tensor, index: Tensor, gate: str) -> Tensor:
+    """Each sample's multipliers ``[B, K]``: the product over its classes, a class named twice counting once."""
+    multipliers = memory.sigmoid() if gate == "sigmoid" else _HardGate.apply(memory) if gate == "hard" else memory
+    # -1 is the row of ones behind the last class.
+    table = torch.cat((multipliers, torch.ones_like(multipliers[:1])))
+    columns = [index] if index.dim() == 1 else distinct(index).unbind(1)
+    product = None
+    for column in columns:
+        rows = table.index_select(0, column.remainder(table.shape[0]))
+        out_of_range = (column < -1) | (column >= memory.shape[0])
+        rows = rows.masked_fill(out_of_range.unsqueeze(1), math.nan)
+        product = rows if product is None else product * rows
+    return torch.ones_like(memory[:1]).expand(index.shape[0], -1) if product is None else product
+
+
+def _gated(x: Tensor, s: Tensor, dim: int) -> Tensor:
+    """x ``[k·B, …]`` times s ``[B, K]`` along `dim`, in x's dtype; row r of x belongs to sample r // k."""
+    samples = s.shape[0]
+    rows = x.unflatten(0, (samples, x.shape[0] // samples if samples else 1))
+    shape = [1] * rows.dim()
+    shape[0] = samples
+    shape[dim % x.dim() + 1] = s.shape[1]
+    return (rows * s.view(shape)).to(x.dtype).flatten(0, 1)
+
+
+class _HardGate(torch.autograd.Function):
+    """α > 0 as a number: a step, whose derivative is asked for by mistake."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(memory: Tensor) -> Tensor:
+        return (memory > 0).to(memory.dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, *_gradients: Tensor) -> Tensor:
+        raise _no_derivative()
+
+    @staticmethod
+    def jvp(ctx, *_tangents: Tensor) -> Tensor:
+        raise _no_derivative()
+
+
+def _no_derivative() -> RuntimeError:
+    return RuntimeError(
+        "the gate 'hard' is a step, its memory has no derivative: use gate='sigmoid', or keep the memory out of what "
+        "is differentiated"
+    )
+
+
+def _check_classes(index: Tensor, *memories: Tensor | None) -> None:
+    """Raise SelectionError for a class out of range; compiled code, which cannot look at values, computes NaN."""
+    if torch.compiler.is_compiling():
+        return
+    # The tensor with the values of all samples that transforms have wrapped.
+    while _functorch.is_functorch_wrapped_tensor(index):
+        index = _functorch.get_unwrapped(index)
+    check_classes(index, *memories)
