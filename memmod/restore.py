@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 from torch import nn
@@ -15,9 +16,6 @@ from memmod.memory import read_card
 from memmod.model import ModulatedModel
 from memmod.runs import CONFIG, MEMORY, RunFolder
 from memmod.zoo import load_base
-
-if TYPE_CHECKING:
-    import os
 
 
 class DataSettings(msgspec.Struct, frozen=True):
@@ -132,6 +130,10 @@ def restore_unlearned(folder: str | os.PathLike[str], base: str | os.PathLike[st
     if isinstance(card.get("unlearning"), dict):
         recorded.update(card["unlearning"])
     _check_same_run(f"the memories in {memory}", recorded, run)
+    if base is None and not os.path.isdir(settings.base):
+        raise RunError(
+            f"the base {settings.base!r} that {run.file(CONFIG)} names is not there: pass --base, its folder"
+        )
     found = restore_base(base or settings.base)
     if card["class_names"] is not None and card["class_names"] != found.meta["class_names"]:
         raise MemoryFileError(

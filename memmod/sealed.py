@@ -74,6 +74,4 @@ def read_tensors(
             return file.metadata() or {}, tensors
     # torch refuses some shapes and types that a header can name.
     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, OverflowError) as error:
-        origin.refuse(
-            f"cannot be read as safetensors: it is another kind of file, damaged or cut short ({error})", error
-        )
+        origin.refuse(f"is damaged or cut short, or no safetensors file ({error})", error)

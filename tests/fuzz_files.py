@@ -1,8 +1,8 @@
 """Changed files: each is refused in words, or loads what it held before it was changed.
 
-`python -m tests.fuzz_files --memory 2000 --runs 500 --checkpoints 500` prints how the cases ended, and exits with 1 when
-one of them ended otherwise: with a raw error, with other memories, names, settings or weights, late, or with gigabytes
-of memory. The cases follow from the seed.
+`python -m tests.fuzz_files --memory 2000 --runs 500` prints how the cases ended, and exits with 1 when one of them did
+so otherwise: with a raw error, with other memories, names, settings or weights, late, or with gigabytes of memory. The
+cases follow from the seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import logging
 import os
 import random
 import resource
-import shutil
 import signal
 import struct
 import sys
@@ -28,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load as deserialise
+from safetensors.torch import save
 from torch import nn
 
 from memmod import ModulateConfig, ModulatedModel, modulate, pipeline
@@ -231,10 +231,9 @@ def changed_card(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     return kind, parts.with_card(json.dumps(card))
 
 
-def odd_tensors(rng: random.Random, content: bytes, path: Path) -> tuple[str, bytes]:
+def odd_tensors(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     """A memory file of tensors that no model has, with hashes that fit them."""
-    path.write_bytes(content)
-    tensors, card = load_file(path), Parts.of(content).card
+    tensors, card = deserialise(content), Parts.of(content).card
     name = rng.choice(list(tensors))
     tensor = tensors[name]
     odd = rng.choice(
@@ -311,8 +310,8 @@ def judge(tally: Tally, kind: str, load: Callable[[], str | None], names: tuple[
 
 
 def put(path: Path, content: bytes) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    if path.is_dir():
+        path.rmdir()
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 
@@ -392,15 +391,13 @@ def fuzz_memory(count: int, seed: int, folder: Path) -> Tally:
         elif group == "tensors":
             kind, changed = changed_safetensors(rng, content)
         elif group == "odd":
-            kind, changed = odd_tensors(rng, content, path)
+            kind, changed = odd_tensors(rng, content)
         if group == "another":
             put(path, b"")
             kind = put_another_kind(rng, path)
         else:
             put(path, changed)
         judge(tally, kind, load, (str(path),))
-        if path.is_dir() and not path.is_symlink():
-            path.rmdir()
     return tally
 
 
@@ -436,6 +433,10 @@ def fuzz_runs(count: int, seed: int, folder: Path) -> Tally:
 
     def load() -> str | None:
         base = restore_base(folder / "base")
+        if state_sha256(base.model) != weights:
+            return "other weights of the base"
+        if base.meta["class_names"] != expected.base.meta["class_names"]:
+            return "other class names of the base"
         unlearned = restore_unlearned(folder / "unlearned")
         data = unlearned.load_data()
         unlearned.run.metrics()
@@ -443,11 +444,6 @@ def fuzz_runs(count: int, seed: int, folder: Path) -> Tally:
             return "other memories"
         if facts(unlearned.wf) != facts(expected.wf) or data.class_names != expected.wf.class_names:
             return f"{facts(unlearned.wf)} for {facts(expected.wf)}"
-        for found in (base, unlearned.base):
-            if state_sha256(found.model) != weights:
-                return "other weights of the base"
-            if found.meta["class_names"] != expected.base.meta["class_names"]:
-                return "other class names of the base"
         return None
 
     for _ in range(count):

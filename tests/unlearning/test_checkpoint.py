@@ -77,10 +77,10 @@ def test_another_file(tmp_path):
 
 
 def test_another_format_version(tmp_path, monkeypatch):
-    monkeypatch.setattr("memmod.unlearning.checkpoint.FORMAT_VERSION", 2)
+    monkeypatch.setattr("memmod.unlearning.checkpoint.FORMAT_VERSION", 3)
     checkpoint().save(tmp_path / "c.safetensors")
     monkeypatch.undo()
-    with pytest.raises(RunError, match="format version 2, this memmod reads 1"):
+    with pytest.raises(RunError, match="format version 3, this memmod reads 2"):
         Checkpoint.load(tmp_path / "c.safetensors")
 
 
