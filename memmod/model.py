@@ -25,8 +25,8 @@ from memmod.selection import Forget, SelectionState, to_index
 from memmod.surgery import Example, ModulateConfig, Row, Surgery
 from memmod.verify import verify as _verify
 
-# Values of one sample that `from_file` draws by itself: 256 MiB in fp32.
-LARGEST_DRAWN_SAMPLE = 2**26
+# Values of one sample that `from_file` draws by itself: 64 MiB in fp32, more than 2,000 × 2,000 pixels in colour.
+LARGEST_DRAWN_SAMPLE = 2**24
 
 
 class Summary:

@@ -56,7 +56,7 @@ class Base:
             DataError: missing, damaged, or of other classes.
         """
         given = {name: value for name, value in options.items() if value is not None}
-        spec = spec or self.meta["data"]
+        spec = self.meta["data"] if spec is None else spec
         try:
             dataset = load_data(spec, **{**self.data_options, **given})
         except (OSError, ValueError) as error:

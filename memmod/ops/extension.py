@@ -33,6 +33,10 @@ class CudaInfo(msgspec.Struct, frozen=True):
     reason: str | None = None
     architectures: list[Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+[af]?(\+PTX)?$")]] = []
 
+    def __post_init__(self) -> None:
+        if not (self.reason if self.extension is None else self.architectures):
+            raise ValueError("an extension needs its architectures, and none needs a reason")
+
 
 class BuildInfo(msgspec.Struct, frozen=True):
     """What memmod reads of what the build wrote beside the extension."""
