@@ -10,9 +10,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import io
 import json
 import logging
-import os
 import random
 import resource
 import signal
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors.torch import load as deserialise
 from safetensors.torch import save
 from torch import nn
@@ -39,6 +40,7 @@ from memmod.restore import restore_base, restore_unlearned
 from memmod.sealed import CARD_SHA256, TENSORS_SHA256, card_sha256, seal
 from memmod.unlearning import Trainer
 from memmod.unlearning.checkpoint import FILE_NAME
+from memmod.unlearning.trainer import _Round
 from tests.unlearning import problem
 
 SECONDS = 10
@@ -49,9 +51,6 @@ OTHER_VALUES: tuple[Any, ...] = (
     "digits", "../..", "nul\0", "\ud800", "a" * 5000, "/" + "b/" * 3000, [], [1], [[]], ["a", "a"], [None] * 9, {},
     {"a": 1}, {"": {"": []}},
 )  # fmt: skip
-
-
-# What is changed
 
 
 def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -256,9 +255,6 @@ def odd_tensors(rng: random.Random, content: bytes) -> tuple[str, bytes]:
     return "odd tensors", save(tensors, metadata={"card": json.dumps(seal(card, tensors))})
 
 
-# How it ends
-
-
 @dataclass
 class Tally:
     """How cases ended, by what was changed, and the failures in words."""
@@ -269,7 +265,7 @@ class Tally:
     def add(self, kind: str, end: str, what: str = "") -> None:
         self.ends.setdefault(kind, Counter())[end] += 1
         if end not in ("refused in words", "loads the same"):
-            self.failures.append(f"{kind}: {end}: {what}")
+            self.failures.append(f"{kind}: {end}: {what.strip()}")
 
     def __str__(self) -> str:
         columns = ["refused in words", "loads the same"]
@@ -280,7 +276,7 @@ class Tally:
         return "\n".join("".join(str(cell).ljust(40 if i == 0 else 18) for i, cell in enumerate(row)) for row in rows)
 
 
-def judge(tally: Tally, kind: str, load: Callable[[], str | None], names: tuple[str, ...]) -> None:
+def judge(tally: Tally, kind: str, load: Callable[[], str | None], names: tuple[str, ...], change: str = "") -> None:
     """Load one case: `load` gives None, or what differs from the original; a refusal has to hold one of `names`."""
 
     def late(*_: object) -> None:
@@ -306,7 +302,7 @@ def judge(tally: Tally, kind: str, load: Callable[[], str | None], names: tuple[
         end = ("late", end[1])
     elif grown > MEBIBYTES:
         end = ("memory", f"{grown:.0f} MiB more, {end}")
-    tally.add(kind, *end)
+    tally.add(kind, end[0], f"{change} {end[1]}")
 
 
 def put(path: Path, content: bytes) -> None:
@@ -330,9 +326,6 @@ def put_another_kind(rng: random.Random, path: Path) -> str:
     elif kind != "missing":
         path.write_bytes(b"" if kind == "empty" else rng.randbytes(rng.randint(1, 4000)))
     return kind
-
-
-# Memory files
 
 
 class Net(nn.Module):
@@ -401,8 +394,6 @@ def fuzz_memory(count: int, seed: int, folder: Path) -> Tally:
     return tally
 
 
-# Run folders
-
 FILES = {
     "base": ("config.json", "base.json", "metrics.json", "base.safetensors"),
     "unlearned": ("config.json", "metrics.json", "memory.safetensors"),
@@ -413,13 +404,8 @@ def make_runs(folder: Path, seed: int) -> dict[str, dict[str, bytes]]:
     """The files of a base and of an unlearned run in `folder`, as small as they get."""
     base = pipeline.train(folder / "base", DataOptions(), "resnet", changes={"epochs": 1, "seed": seed}, overwrite=True)
     tiny = {"steps": 2, "eval_every": 1, "batch_size": 8, "seed": seed, "validation_images": 40}
-    quiet = open(os.devnull, "w")  # noqa: SIM115
-    from rich.console import Console
-
-    with quiet:
-        pipeline.unlearn(
-            base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True, console=Console(file=quiet)
-        )
+    console = Console(file=io.StringIO())
+    pipeline.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True, console=console)
     return {run: {name: (folder / run / name).read_bytes() for name in names} for run, names in FILES.items()}
 
 
@@ -465,12 +451,9 @@ def fuzz_runs(count: int, seed: int, folder: Path) -> Tally:
         else:
             kind, source = rng.choice((("other run's", other[run]), ("another name's", files[run])))
             put(path, source[name] if kind == "other run's" else source[rng.choice(FILES[run])])
-        judge(tally, f"{run}/{name}: {kind}", load, (str(folder), "the data set", "data set '"))
+        judge(tally, f"{run}/{name}", load, (str(folder), "data set"), kind)
         put(path, files[run][name])
     return tally
-
-
-# Checkpoints
 
 
 class Reached(Exception):
@@ -479,8 +462,6 @@ class Reached(Exception):
 
 def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
     """Changed checkpoints, each taken up by a round; what it would go on from is compared."""
-    from memmod.unlearning.trainer import _Round
-
     rng, tally = random.Random(f"checkpoints {seed}"), Tally()
     path, data = folder / FILE_NAME, problem.dataset()
     Trainer(problem.modulated(), data, problem.quick(), folder, quiet=True).fit()

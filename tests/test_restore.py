@@ -132,9 +132,6 @@ def test_class_names_of_the_memories_and_of_the_base(runs):
     refused(MemoryFileError, lambda: restore_unlearned(runs / "unlearned"), str(path), "names other classes")
 
 
-# base.json
-
-
 @pytest.mark.parametrize("name", ["model", "num_classes", "input_shape", "class_names", TENSORS_SHA256, CARD_SHA256])
 def test_a_base_card_that_lacks_a_field(runs, name):
     change(runs / "base" / "base.json", lambda card: card.pop(name))
