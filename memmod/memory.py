@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from memmod.errors import MemoryFileError
+from memmod.sealed import check_card, check_tensors, read_tensors, seal, tensors_sha256
+from memmod.strict_json import Origin, Sha256, as_json, check, class_names_fit, parse
 
 FORMAT = "memmod-memory"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Since this version a card holds the hashes of the memories and of itself.
+SEALED_SINCE = 2
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+logger = logging.getLogger(__name__)
+
+_AGAIN = "take an undamaged copy, or save it again with save_memory()"
+
+
+class MemoryCard(msgspec.Struct, frozen=True):
+    """What the card of a memory file must hold; what else is in it belongs to its maker."""
+
+    format: str
+    version: Annotated[int, msgspec.Meta(ge=1)]
+    num_classes: Annotated[int, msgspec.Meta(ge=1)]
+    class_names: tuple[str, ...] | None
+    base_sha256: Sha256
+    input_shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
+    config: dict[str, Any]
+    layers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    tensors_sha256: Sha256 | None = None
+    card_sha256: Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        class_names_fit(self.num_classes, self.class_names)
+        if self.version >= SEALED_SINCE and None in (self.tensors_sha256, self.card_sha256):
+            raise ValueError(f"tensors_sha256 or card_sha256 is missing, which format version {self.version} has")
 
 
 def state_sha256(model: nn.Module) -> str:
     """SHA-256 of a model's state dict: names, dtypes, shapes and bytes, in the order of the names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
+    return tensors_sha256(model.state_dict())
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
@@ -54,21 +78,21 @@ def write_memory_file(path: str | os.PathLike, memories: dict[str, Tensor], card
     """Write memories (name → ``[C, K]``) and their card as safetensors.
 
     Raises:
-        MemoryFileError: the card does not fit JSON.
+        MemoryFileError: the card does not fit JSON, or lacks what it must hold.
     """
-    try:
-        text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, **card})
-    except (TypeError, ValueError) as error:
-        raise MemoryFileError(f"the memory file's card must be JSON: {error}") from error
+    origin = Origin(f"the card for {path}", MemoryFileError, "nothing was written; mend the card and save again")
+    plain = as_json(card, origin)
     tensors = {name: memory.detach().cpu().contiguous() for name, memory in memories.items()}
-    write_atomically(path, serialise(tensors, metadata={"card": text}))
+    sealed = seal({**plain, "format": FORMAT, "version": FORMAT_VERSION}, tensors)
+    check(sealed, MemoryCard, origin)
+    write_atomically(path, serialise(tensors, metadata={"card": json.dumps(sealed)}))
 
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:
     """The card of a memory file: format, version, num_classes, class_names, base_sha256, config, and its maker's own.
 
     Raises:
-        MemoryFileError: missing, cut short, not safetensors, not a memory file, or of a newer format.
+        MemoryFileError: missing, cut short, changed, not safetensors, not a memory file, or of a newer format.
     """
     return _read(path, with_tensors=False)[0]
 
@@ -77,33 +101,51 @@ def read_memory_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
     """The card and the memories (name → fp32 ``[C, K]``) of a memory file.
 
     Raises:
-        MemoryFileError: as `read_card`.
+        MemoryFileError: as `read_card`; or the memories were changed, or are not those that the card names.
     """
-    return _read(path, with_tensors=True)
+    card, memories = _read(path, with_tensors=True)
+    check_tensors(card, memories, Origin(f"the memory file {path}", MemoryFileError, _AGAIN))
+    if card["version"] < SEALED_SINCE:
+        logger.warning(
+            f"{path} has format version {card['version']}, without a hash of its memories: damage cannot be noticed; "
+            "save it again with save_memory()"
+        )
+    _check_places(path, card, memories)
+    return card, memories
 
 
 def _read(path: str | os.PathLike, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise MemoryFileError(f"there is no memory file at {path}")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
-    except (SafetensorError, OSError) as error:
-        raise MemoryFileError(
-            f"{path} is not a memory file, or it is cut short ({error}): save it again with save_memory()"
-        ) from error
-    try:
-        card = json.loads(metadata.get("card", "null"))
-    except json.JSONDecodeError as error:
-        raise MemoryFileError(f"the card of {path} is damaged ({error}): save it again with save_memory()") from error
+    metadata, tensors = read_tensors(path, Origin(f"the memory file {path}", MemoryFileError, _AGAIN), with_tensors)
+    origin = Origin(f"the card of {path}", MemoryFileError, _AGAIN)
+    card = parse(metadata.get("card", "null"), origin)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is a safetensors file without a memmod card: it was not made by save_memory()")
-    if card.get("version", 0) > FORMAT_VERSION:
+    version = card.get("version")
+    if type(version) is int and version > FORMAT_VERSION:
         raise MemoryFileError(
-            f"{path} has format version {card['version']}, this memmod reads up to {FORMAT_VERSION}: upgrade memmod"
+            f"{path} has format version {version}, this memmod reads up to {FORMAT_VERSION}: upgrade memmod"
         )
+    check(card, MemoryCard, origin)
+    check_card(card, origin)
     return card, tensors
+
+
+def _check_places(path: str | os.PathLike, card: dict[str, Any], memories: dict[str, Tensor]) -> None:
+    """Compare the names and rows of the memories with the card's layers and classes, before a model is made of them."""
+    layers = set(card["layers"])
+    found = {name: name.rpartition(".")[0] for name in memories}
+    missing = sorted(layers - set(found.values()))
+    unknown = sorted(name for name, layer in found.items() if layer not in layers)
+    if missing or unknown:
+        raise MemoryFileError(f"{path} does not fit the layers in its card: {_difference(missing, unknown)}: {_AGAIN}")
+    for name, memory in memories.items():
+        if memory.dim() < 2 or memory.shape[0] != card["num_classes"]:
+            raise MemoryFileError(
+                f"{path}: the memory {name} has shape {tuple(memory.shape)}, but its card says "
+                f"{card['num_classes']} classes, a row each: {_AGAIN}"
+            )
 
 
 def check_memories(path: str | os.PathLike, stored: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -114,13 +156,19 @@ def check_memories(path: str | os.PathLike, stored: dict[str, Tensor], expected:
     """
     missing, unknown = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
-        raise MemoryFileError(f"{path} does not fit this model's memories: {'; '.join(parts)}")
+        raise MemoryFileError(f"{path} does not fit this model's memories: {_difference(missing, unknown)}")
     for name, memory in expected.items():
-        if stored[name].shape != memory.shape:
+        found = stored[name]
+        if found.shape != memory.shape:
             raise MemoryFileError(
-                f"{path}: the memory {name} has shape {tuple(stored[name].shape)}, "
-                f"this model needs {tuple(memory.shape)}"
+                f"{path}: the memory {name} has shape {tuple(found.shape)}, this model needs {tuple(memory.shape)}"
             )
-        if not stored[name].is_floating_point() or not torch.isfinite(stored[name]).all():
-            raise MemoryFileError(f"{path}: the memory {name} ({stored[name].dtype}) holds values that are not finite")
+        if found.dtype not in DTYPES or not torch.isfinite(found.to(memory.dtype)).all():
+            raise MemoryFileError(
+                f"{path}: the memory {name} ({found.dtype}) holds values that are not finite {memory.dtype} numbers"
+            )
+
+
+def _difference(missing: list[str], unknown: list[str]) -> str:
+    parts = [f"missing {', '.join(missing)}"] * bool(missing) + [f"unknown {', '.join(unknown)}"] * bool(unknown)
+    return "; ".join(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
 from memmod.surgery import Example, ModulateConfig, Row, Surgery
 from memmod.verify import verify as _verify
+
+# Values of one sample that `from_file` draws by itself: 64 MiB in fp32, more than 2,000 × 2,000 pixels in colour.
+LARGEST_DRAWN_SAMPLE = 2**24
 
 
 class Summary:
@@ -313,7 +317,7 @@ class ModulatedModel(nn.Module):
             example_input: a batch of at least 2 samples; default: random images of the shape in the file.
 
         Raises:
-            MemoryFileError: damaged, of another base, or of other layers or shapes.
+            MemoryFileError: damaged or changed, of another base, or of other layers or shapes.
         """
         card, memories = memory_file.read_memory_file(path)
         found = memory_file.state_sha256(base)
@@ -322,11 +326,18 @@ class ModulatedModel(nn.Module):
                 f"{path} belongs to another base: it was made for weights with SHA-256 {card['base_sha256'][:12]}..., "
                 f"these have {found[:12]}...: load the base that was unlearned"
             )
-        layers = set(card["layers"])
-        config = ModulateConfig.from_dict(card["config"])
-        if example_input is None:
-            example_input = _surgery.random_images((2, *card["input_shape"]), next(base.parameters()))
-        wf = modulate(base, card["num_classes"], example_input, config, card["class_names"], only=layers)
+        shape, layers = card["input_shape"], set(card["layers"])
+        if example_input is None and math.prod(shape) > LARGEST_DRAWN_SAMPLE:
+            raise MemoryFileError(
+                f"{path} names samples of shape {tuple(shape)}, which are too large to be drawn: pass example_input"
+            )
+        try:
+            config = ModulateConfig.from_dict(card["config"])
+            if example_input is None:
+                example_input = _surgery.random_images((2, *shape), next(base.parameters()))
+            wf = modulate(base, card["num_classes"], example_input, config, card["class_names"], only=layers)
+        except ValueError as error:
+            raise MemoryFileError(f"{path} does not fit this base: {error}") from error
         memory_file.check_memories(path, memories, dict(wf.named_memories()))
         wf.load_memory_state(memories)
         return wf

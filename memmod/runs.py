@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -10,20 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
 
 from memmod.errors import RunError
 from memmod.memory import write_atomically
+from memmod.strict_json import Origin, as_json, check, dump, parse
 
 CONFIG = "config.json"
 METRICS = "metrics.json"
 MEMORY = "memory.safetensors"
 BASE = "base.safetensors"
 
+T = TypeVar("T")
+
 _FORMAT = "memmod-run-1"
 # what a run may write into its folder, and so what --overwrite may delete: nothing else is touched
 _OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", "scorecard.json", "history.json", "report.html")
 _OWN_PATTERNS = ("checkpoint*", ".checkpoint*", "baked-*.safetensors", "baked-*.json", *(f".{n}.*" for n in _OWN_FILES))
+_ADVICE = "mend it, or delete the run folder and run again"
 _VERSIONED = ("memmod-torch", "torch", "timm", "torchvision", "numpy", "scikit-learn")
 
 
@@ -39,18 +44,60 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as readable JSON, whole or not at all."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Write `value` as readable JSON, whole or not at all; a figure that is not a number becomes null.
+
+    Raises:
+        RunError: it is not JSON.
+    """
+    try:
+        content = dump(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{path} cannot be written as JSON ({error}): it takes finite numbers and UTF-8 text") from error
+    write_atomically(path, content)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file. Raises `RunError` when it is missing or not JSON."""
+    """Read a JSON file strictly. Raises `RunError` when it is missing or not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        content = Path(path).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path} does not exist") from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read as JSON ({error}): delete it, or run again with --overwrite") from None
+        raise RunError(f"{path} cannot be read ({error}): {_ADVICE}") from None
+    return parse(content, Origin(str(path), RunError, _ADVICE))
+
+
+class RunConfig(msgspec.Struct, frozen=True):
+    """What config.json holds; `settings` are checked by what uses them."""
+
+    format: str
+    command: str
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+class _Settings(msgspec.Struct, Generic[T], frozen=True):
+    settings: T
+
+
+class BestState(msgspec.Struct, frozen=True):
+    """The evaluation of the state that a round of unlearning kept."""
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    acc_forget: Annotated[list[float], msgspec.Meta(min_length=1)]
+    mean_retain: float
+
+
+class UnlearnMetrics(msgspec.Struct, frozen=True):
+    """What is read again of the metrics.json of `memmod unlearn`."""
+
+    best: BestState
+    base_retain: float
+    seconds: float
+
+
+# The metrics of other commands are for people to read.
+_METRICS: dict[str, Any] = {"unlearn": UnlearnMetrics}
 
 
 @dataclass(frozen=True)
@@ -84,7 +131,7 @@ class RunFolder:
         deletes what an earlier run of memmod wrote there, and nothing else. Raises `RunError`.
         """
         path = Path(path)
-        wanted = json.loads(json.dumps(dict(settings)))
+        wanted = as_json(dict(settings), Origin("the settings of a run", RunError, "choose other settings"))
         if resume and overwrite:
             raise RunError("resume and overwrite exclude each other: continue the run, or start it anew")
         if path.exists() and not path.is_dir():
@@ -102,7 +149,6 @@ class RunFolder:
             else:
                 old._check_same(command, wanted)
                 return cls(path, command, wanted, old.versions, resumed=True)
-        path.mkdir(parents=True, exist_ok=True)
         run = cls(path, command, wanted, versions())
         document = {"format": _FORMAT, "command": command, "settings": wanted, "versions": run.versions}
         write_json(path / CONFIG, document)
@@ -112,15 +158,20 @@ class RunFolder:
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
         """Open the folder of an earlier run for reading. Raises `RunError` when it is none."""
         path = Path(path)
-        if not path.is_dir():
+        if not os.path.isdir(path):
             raise RunError(f"there is no run folder {path}: `memmod train` and `memmod unlearn` make them")
         if not (path / CONFIG).exists():
             raise RunError(f"{path} is not a run folder of memmod: it holds no {CONFIG}; nothing in it was touched")
-        config = read_json(path / CONFIG)
-        known = isinstance(config, dict) and config.get("format") == _FORMAT
-        if not known or not {"command", "settings", "versions"} <= config.keys():
+        found = read_json(path / CONFIG)
+        if not isinstance(found, dict) or found.get("format") != _FORMAT:
             raise RunError(f"{path / CONFIG} was not written by memmod (format {_FORMAT}); nothing in it was touched")
-        return cls(path, config["command"], config["settings"], config["versions"])
+        config = check(found, RunConfig, Origin(str(path / CONFIG), RunError, _ADVICE))
+        return cls(path, config.command, config.settings, config.versions)
+
+    def settings_as(self, type: type[T]) -> T:
+        """The settings as a msgspec Struct. Raises `RunError` with the file, the field and its value."""
+        origin = Origin(str(self.path / CONFIG), RunError, _ADVICE)
+        return check({"settings": self.settings}, _Settings[type], origin).settings
 
     def file(self, name: str) -> Path:
         """Path of a file of this run."""
@@ -129,7 +180,7 @@ class RunFolder:
     def existing(self, name: str) -> Path:
         """Path of a file that this run must have written already. Raises `RunError`."""
         path = self.path / name
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise RunError(
                 f"the run {self.path} ({self.command}) holds no {name}: it did not finish; continue or repeat it"
             )
@@ -140,8 +191,11 @@ class RunFolder:
         write_json(self.path / METRICS, dict(metrics))
 
     def metrics(self) -> dict[str, Any]:
-        """What metrics.json holds."""
-        return read_json(self.existing(METRICS))
+        """What metrics.json holds. Raises `RunError` when it is missing or damaged."""
+        path = self.existing(METRICS)
+        found = read_json(path)
+        check(found, _METRICS.get(self.command, dict[str, Any]), Origin(str(path), RunError, _ADVICE))
+        return found
 
     def _check_same(self, command: str, settings: dict[str, Any]) -> None:
         if command != self.command:

@@ -7,9 +7,10 @@ import fnmatch
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -27,6 +28,7 @@ from memmod.observe import (
     weight_readers,
 )
 from memmod.plain import plain_linear, replace_module
+from memmod.strict_json import Origin, check
 
 # Folding moves logits by rounding alone; a pair that folds wrongly moves them by their own size.
 FOLD_TOLERANCE = 1e-3
@@ -34,6 +36,17 @@ FOLD_TOLERANCE = 1e-3
 SQUEEZE_EXCITE = re.compile(r"Squeeze(And)?Exc|^S[Ee]($|[A-Z_])|SEModule|EffectiveSE")
 NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS|Rms)Norm|^FrozenBatchNorm")
 UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
+
+
+class _StoredConfig(msgspec.Struct, frozen=True):
+    """What a memory file holds of a `ModulateConfig`: `granularity` and `gate` are checked there."""
+
+    granularity: str
+    gate: str
+    gate_bias: bool
+    skip: tuple[str, ...]
+    fold: bool
+    init: Annotated[float, msgspec.Meta(ge=torch.finfo(torch.float32).min, le=torch.finfo(torch.float32).max)]
 
 
 @dataclass(frozen=True)
@@ -77,12 +90,17 @@ class ModulateConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModulateConfig:
-        """The config of a `to_dict`; unknown fields are an error."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        """The config of a `to_dict`.
+
+        Raises:
+            ModelError: unknown or missing fields, or values of another type.
+            ValueError: an unknown granularity or gate.
+        """
+        unknown = sorted(values.keys() - set(_StoredConfig.__struct_fields__))
         if unknown:
-            raise ValueError(f"unknown fields of ModulateConfig: {', '.join(unknown)}; this memmod may be too old")
-        return cls(**values)
+            raise ModelError(f"unknown fields of ModulateConfig: {', '.join(unknown)}; this memmod may be too old")
+        origin = Origin("the stored ModulateConfig", ModelError, "store it again")
+        return cls(**msgspec.structs.asdict(check(values, _StoredConfig, origin)))
 
     @property
     def layer_options(self) -> dict[str, Any]:

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import difflib
-import json
+import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from memmod.data import Dataset, Split
 from memmod.errors import DataError, ModelError, RunError
 from memmod.memory import write_atomically
+from memmod.sealed import check_card, check_tensors, read_tensors, seal
+from memmod.strict_json import Origin, Sha256, as_json, check, class_names_fit, dump, parse, without_nan
+
+logger = logging.getLogger(__name__)
+
+# Of base.json. Since 2 it holds the hashes of the weights and of itself.
+FORMAT_VERSION = 2
+SEALED_SINCE = 2
+# A channel, height or width in base.json, and their product: a network for larger images would not fit the memory.
+Side = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+LARGEST_IMAGE = 2**26
 
 SMALL = ("resnet", "vgg", "vit")
 EVALUATION_BATCH = 500
@@ -280,38 +291,86 @@ def accuracies(model: nn.Module, split: Split, num_classes: int) -> tuple[float,
     return right.mean().item(), per_class.tolist()
 
 
+class BaseCard(msgspec.Struct, frozen=True):
+    """What base.json must hold; what else is in it is kept. Those of format version 1 have no hashes."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1)]
+    num_classes: Annotated[int, msgspec.Meta(ge=1)]
+    input_shape: tuple[Side, Side, Side]
+    class_names: tuple[str, ...]
+    data: str | None = None
+    training: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
+    tensors_sha256: Sha256 | None = None
+    card_sha256: Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        class_names_fit(self.num_classes, self.class_names)
+        if math.prod(self.input_shape) > LARGEST_IMAGE:
+            raise ValueError(f"input_shape is {list(self.input_shape)}, more than {LARGEST_IMAGE} values an image")
+        if self.version >= SEALED_SINCE and None in (self.tensors_sha256, self.card_sha256):
+            raise ValueError(f"tensors_sha256 or card_sha256 is missing, which format version {self.version} has")
+
+
 def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any]) -> None:
-    """Write a base to a folder: base.safetensors and base.json.
+    """Write a base to a folder: base.safetensors and base.json, which holds the hashes of the weights and of itself.
 
     Args:
         meta: at least "model" (its name), "num_classes", "input_shape", "class_names"; what else it holds is kept.
+
+    Raises:
+        DataError: `meta` is not JSON, or lacks what it must hold.
     """
+    origin = Origin("the meta of the base", DataError, "nothing was written; mend it and save again")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    card = seal({**as_json(meta, origin), "version": FORMAT_VERSION}, state)
+    check(card, BaseCard, origin)
     write_atomically(Path(folder) / "base.safetensors", serialise(state))
-    write_atomically(Path(folder) / "base.json", json.dumps(meta, indent=2).encode())
+    write_atomically(Path(folder) / "base.json", dump(card))
 
 
 def load_base(folder: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
     """(model in eval mode, meta) of a folder that `save_base` wrote.
 
     Raises:
-        DataError: a file is missing, cut short or damaged, or the weights are of another network.
+        DataError: a file is missing, cut short or changed, or the weights are of another network.
     """
     folder = Path(folder)
     weights, card = folder / "base.safetensors", folder / "base.json"
-    if not weights.is_file() or not card.is_file():
+    if not os.path.isfile(weights) or not os.path.isfile(card):
         raise DataError(f"there is no trained base in {folder} (base.safetensors, base.json): run `memmod train` first")
+    meta = _read_base_card(card)
+    origin = Origin(str(weights), DataError, "take an undamaged copy, or train the base again")
+    state = read_tensors(weights, origin)[1]
+    check_tensors(meta, state, origin)
     try:
-        meta = json.loads(card.read_text())
-        state = deserialise(weights.read_bytes())
         model = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]))
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise DataError(f"the base in {folder} is damaged or cut short ({error}): train it again") from error
+    # A timm model's constructor raises what it likes for numbers that it does not take.
+    except Exception as error:
+        raise DataError(f"the network of {card} cannot be made ({error}): train the base again") from error
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise DataError(f"the weights in {weights} are not those of {meta['model']!r}: {error}") from error
     return model.eval(), meta
+
+
+def _read_base_card(path: Path) -> dict[str, Any]:
+    origin = Origin(str(path), DataError, "take an undamaged copy, or train the base again")
+    try:
+        meta = parse(path.read_bytes(), origin)
+    except OSError as error:
+        origin.refuse(f"cannot be read ({error})", error)
+    version = check(meta, BaseCard, origin).version
+    if version > FORMAT_VERSION:
+        raise DataError(
+            f"{path} has format version {version}, this memmod reads up to {FORMAT_VERSION}: upgrade memmod"
+        )
+    check_card(meta, origin)
+    if version < SEALED_SINCE:
+        logger.warning(f"{path} holds no hash of the weights, as an older memmod wrote it: damage cannot be noticed")
+    return meta
 
 
 def base_meta(name: str, dataset: Dataset, config: TrainConfig, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -323,5 +382,5 @@ def base_meta(name: str, dataset: Dataset, config: TrainConfig, metrics: dict[st
         "class_names": list(dataset.class_names),
         "input_shape": list(dataset.input_shape),
         "training": asdict(config),
-        "metrics": metrics,
+        "metrics": without_nan(metrics),
     }

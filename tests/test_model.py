@@ -16,6 +16,7 @@ from torch import nn
 from memmod import ModulateConfig, ModulatedLinear, ModulatedModel, ModulatedOutput, modulate
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.memory import read_card
+from memmod.sealed import seal
 from memmod.zoo import create_model
 from tests.helpers import randomise
 
@@ -333,13 +334,14 @@ def test_bad_memory_files(tmp_path) -> None:
         path.write_bytes(content[:cut])
         refused("cut short")
     path.write_bytes(b"PK\x03\x04" + content)
-    refused("is not a memory file")
+    refused("no safetensors file")
     path.write_bytes(content)
 
     tensors, card = load_file(path), read_card(path)
 
     def rewrite(changed: dict, metadata: dict | None = None) -> None:
-        save_file(changed, path, metadata={"card": json.dumps(card)} if metadata is None else metadata)
+        sealed = {"card": json.dumps(seal(card, changed))}
+        save_file(changed, path, metadata=sealed if metadata is None else metadata)
 
     rewrite(tensors, {})
     refused("without a memmod card")
@@ -347,13 +349,21 @@ def test_bad_memory_files(tmp_path) -> None:
     refused("is damaged")
     name = next(iter(tensors))
     rewrite({k: v for k, v in tensors.items() if k != name})
-    refused(f"missing {name}")
+    refused(f"missing {name.rpartition('.')[0]}")
     rewrite(tensors | {"nowhere.memory": torch.zeros(2, 2)})
     refused("unknown nowhere.memory")
     rewrite(tensors | {name: tensors[name][:, 1:].contiguous()})
     refused(f"the memory {name} has shape")
-    rewrite(tensors | {name: torch.full_like(tensors[name], float("nan"))})
-    refused("not finite")
+    rewrite(tensors | {name: tensors[name][1:].contiguous()})
+    refused("has shape (9, 16), but its card says 10 classes")
+    for value in (float("nan"), float("inf")):
+        rewrite(tensors | {name: torch.full_like(tensors[name], value)})
+        refused("not finite")
+    rewrite(tensors | {name: tensors[name].double().fill_(1e300)})
+    refused("not finite torch.float32 numbers")
+    for dtype in (torch.int64, torch.bool, torch.float8_e4m3fn):
+        rewrite(tensors | {name: tensors[name].to(dtype)})
+        refused(f"({dtype})")
     rewrite(tensors, {"card": json.dumps(card | {"version": 99})})
     refused("format version 99")
     path.unlink()

@@ -20,8 +20,9 @@ def test_new_run_records_settings_and_versions(tmp_path):
     assert config["settings"] == {"data": "digits", "seed": 3, "lambdas": [1.0, 0.1]}
     assert "torch" in config["versions"] and "python" in config["versions"]
     assert not run.resumed
-    run.write_metrics({"worst": 0.0})
-    assert RunFolder.open(run.path).metrics() == {"worst": 0.0}
+    best = {"step": 4, "acc_forget": [0.0, 0.5], "mean_retain": 0.75}
+    run.write_metrics({"best": best, "base_retain": 1.0, "seconds": 2.5, "note": float("nan")})
+    assert RunFolder.open(run.path).metrics() == {"best": best, "base_retain": 1.0, "seconds": 2.5, "note": None}
 
 
 def test_existing_folder_needs_resume_or_overwrite(tmp_path):
@@ -102,6 +103,78 @@ def test_reading_what_is_not_there_says_so(tmp_path):
     (run.path / METRICS).write_text("{")
     with pytest.raises(RunError, match="cannot be read as JSON"):
         run.metrics()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"settings": []}, r"expected `object`, got `array` at \$.settings"),
+        ({"settings": None}, r"at \$.settings"),
+        ({"command": 5}, r"expected `str`, got `int` at \$.command \(it is 5\)"),
+        ({"versions": {"torch": 2}}, r"at \$.versions"),
+        ({"versions": []}, r"at \$.versions"),
+        ({"format": "memmod-run-9"}, "was not written by memmod"),
+    ],
+)
+@pytest.mark.parametrize("enter", ["open", "resume", "overwrite"])
+def test_a_changed_config_is_refused_with_its_field(tmp_path, change, words, enter):
+    run = RunFolder.start(tmp_path / "run", "train", SETTINGS)
+    config = run.path / CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(RunError, match=f"run/config.json .*{words}"):
+        RunFolder.open(run.path) if enter == "open" else RunFolder.start(run.path, "train", SETTINGS, **{enter: True})
+
+
+@pytest.mark.parametrize("field", ["format", "command", "settings", "versions"])
+def test_a_config_without_a_field_is_refused(tmp_path, field):
+    run = RunFolder.start(tmp_path / "run", "train", SETTINGS)
+    config = json.loads((run.path / CONFIG).read_text())
+    del config[field]
+    (run.path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(RunError, match=f"missing required field `{field}`|not written by memmod"):
+        RunFolder.open(run.path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ([], "got `array`"),
+        ({"best": {"step": 1, "acc_forget": [], "mean_retain": 0.5}}, r"length >= 1 at \$.best.acc_forget"),
+        ({"best": {"step": -1, "acc_forget": [0.5], "mean_retain": 0.5}}, r"at \$.best.step \(it is -1\)"),
+        ({"best": {"step": 1, "acc_forget": [0.5, "x"], "mean_retain": 0.5}}, r"acc_forget\[1\] \(it is 'x'\)"),
+        ({"best": {"step": 1, "acc_forget": [0.5], "mean_retain": 0.5}, "base_retain": 1.0}, "field `seconds`"),
+    ],
+)
+def test_changed_metrics_are_refused_with_their_field(tmp_path, metrics, words):
+    run = RunFolder.start(tmp_path / "run", "unlearn", SETTINGS)
+    write_json(run.path / METRICS, metrics)
+    with pytest.raises(RunError, match=f"run/metrics.json .*{words}"):
+        run.metrics()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), object(), "folder:\udcff"])
+def test_settings_that_json_cannot_hold_leave_no_folder(tmp_path, value):
+    with pytest.raises(RunError, match="the settings of a run"):
+        RunFolder.start(tmp_path / "run", "train", {"data": value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_json_cannot_hold_is_not_written(tmp_path):
+    for value in ({"a": float("inf")}, {"a": "\udcff"}, {"a": object()}):
+        with pytest.raises(RunError, match="out.json cannot be written as JSON"):
+            write_json(tmp_path / "out.json", value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["directory", "link to itself", "link to nothing"])
+def test_something_else_in_the_place_of_a_file(tmp_path, place):
+    run = RunFolder.start(tmp_path / "run", "train", SETTINGS)
+    for name in (METRICS, CONFIG):
+        path = run.path / name
+        path.unlink(missing_ok=True)
+        path.mkdir() if place == "directory" else path.symlink_to(path if "itself" in place else "nowhere")
+        with pytest.raises(RunError, match=str(run.path)):
+            run.metrics() if name == METRICS else RunFolder.open(run.path)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memmod import ModulateConfig, ModulatedConv2d, ModulatedLinear, ModulatedOutput, modulate
+from memmod.errors import ModelError
 from memmod.nn._modulated import Modulated
 from memmod.zoo import create_model
 from tests.helpers import randomise
@@ -335,3 +338,21 @@ def test_config_is_checked_and_travels() -> None:
     assert ModulateConfig.from_dict(config.to_dict()) == ModulateConfig(granularity="input", skip=("a",))
     with pytest.raises(ValueError, match="unknown fields of ModulateConfig: colour"):
         ModulateConfig.from_dict({"colour": 1})
+
+
+def test_every_stored_field_of_a_config_is_checked() -> None:
+    stored = ModulateConfig().to_dict()
+    assert {f.name for f in dataclasses.fields(ModulateConfig)} == {*stored, "filter"}
+    for name, value in stored.items():
+        without = {key: v for key, v in stored.items() if key != name}
+        with pytest.raises(ModelError, match=f"missing required field `{name}`"):
+            ModulateConfig.from_dict(without)
+        for other in (None, [1], {}, 10**400, "x" if not isinstance(value, str) else 7):
+            if (name, other) != ("init", 7):
+                with pytest.raises(ModelError, match=f"at \\$.{name}"):
+                    ModulateConfig.from_dict(without | {name: other})
+    for change in ({"granularity": "x"}, {"gate": "x"}):
+        with pytest.raises(ValueError, match="is 'x'"):
+            ModulateConfig.from_dict(stored | change)
+    with pytest.raises(ModelError, match="init"):
+        ModulateConfig.from_dict(stored | {"init": 1e300})

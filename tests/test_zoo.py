@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from memmod import zoo
 from memmod.data import load_data
 from memmod.errors import DataError, ModelError, RunError
+from memmod.sealed import seal
 
 
 @pytest.mark.parametrize("name", zoo.SMALL)
@@ -103,7 +105,7 @@ def test_bad_bases(tmp_path: Path) -> None:
         zoo.load_base(tmp_path)
     weights.write_bytes(content)
     meta = json.loads(card.read_text())
-    card.write_text(json.dumps(meta | {"model": "vgg"}))
+    card.write_text(json.dumps(seal(meta | {"model": "vgg"}, load_file(weights))))
     with pytest.raises(DataError, match="are not those of 'vgg'"):
         zoo.load_base(tmp_path)
     card.write_text("{")

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,13 +23,38 @@ _KERNEL = "the CPU kernel"
 REBUILD = "run `pip install --no-build-isolation .` in memmod's source folder"
 
 
+FileName = Annotated[str, msgspec.Meta(pattern=r"^\w[^/\x00]*$")]
+
+
+class CudaInfo(msgspec.Struct, frozen=True):
+    """What the build records of the CUDA extension: its file, or the reason why there is none."""
+
+    extension: FileName | None = None
+    reason: str | None = None
+    architectures: list[Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+[af]?(\+PTX)?$")]] = []
+
+    def __post_init__(self) -> None:
+        if not (self.reason if self.extension is None else self.architectures):
+            raise ValueError("an extension needs its architectures, and none needs a reason")
+
+
+class BuildInfo(msgspec.Struct, frozen=True):
+    """What memmod reads of what the build wrote beside the extension."""
+
+    extension: FileName | None = None
+    reason: str | None = None
+    torch: str | None = None
+    cuda: CudaInfo | None = None
+
+
 def build_info(package: Path = PACKAGE) -> dict[str, Any] | None:
     """What the build wrote beside the extension (its file, torch version, compiler, flags), or None if unreadable."""
     try:
-        info = json.loads((package / "_build_info.json").read_text())
-    except (OSError, ValueError):
+        info = json.loads((package / "_build_info.json").read_text(encoding="utf-8"))
+        msgspec.convert(info, BuildInfo)
+    except (OSError, ValueError, RecursionError):
         return None
-    return info if isinstance(info, dict) else None
+    return info
 
 
 def unusable(package: Path = PACKAGE) -> str | None:

@@ -5,20 +5,54 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from memmod.errors import RunError
 from memmod.memory import write_atomically
+from memmod.sealed import check_card, check_tensors, read_tensors, seal
+from memmod.strict_json import Origin, Sha256, as_json, check, parse
+from memmod.unlearning.monitor import Evaluation
+from memmod.unlearning.objectives import Losses
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "memmod-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+GROUPS = ("memories", "best", "optimiser", "generators")
+
+_Steps = Annotated[int, msgspec.Meta(ge=0)]
+_Means = Annotated[list[float], msgspec.Meta(min_length=len(Losses._fields), max_length=len(Losses._fields))]
+
+
+class CheckpointCard(msgspec.Struct, frozen=True):
+    """The card of a checkpoint."""
+
+    format: str
+    version: int
+    run: dict[str, Any]
+    progress: dict[str, Any]
+    tensors_sha256: Sha256
+    card_sha256: Sha256
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far a round is: `Checkpoint.progress`."""
+
+    step: _Steps
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    history: Annotated[list[Evaluation], msgspec.Meta(min_length=1)]
+    since_evaluation: list[_Means]
+    best: Evaluation
+    warned: list[str]
+    environment: dict[str, Any]
+
+
+class _Document(msgspec.Struct, frozen=True):
+    progress: Progress
 
 
 @dataclass
@@ -38,28 +72,26 @@ class Checkpoint:
     def save(self, path: str | os.PathLike) -> None:
         """Write the checkpoint; a process killed meanwhile leaves the previous one."""
         card = {"format": FORMAT, "version": FORMAT_VERSION, "run": self.run, "progress": self.progress}
+        plain = as_json(card, Origin(f"the checkpoint {path}", RunError, "it was not written"))
         flat = {
             f"{group}/{name}": tensor.detach().cpu().contiguous()
             for group, tensors in self.tensors.items()
             for name, tensor in tensors.items()
         }
-        write_atomically(path, serialise(flat, metadata={"card": json.dumps(card)}))
+        write_atomically(path, serialise(flat, metadata={"card": json.dumps(seal(plain, flat))}))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Checkpoint:
         """Read a checkpoint.
 
         Raises:
-            RunError: it is missing, cut short, no checkpoint, or of another format version.
+            RunError: it is missing, cut short, changed, no checkpoint, or of another format version.
         """
-        if not Path(path).is_file():
+        if not os.path.isfile(path):
             raise RunError(f"there is no checkpoint at {path}")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                card = json.loads((file.metadata() or {}).get("card", "null"))
-                flat = {name: file.get_tensor(name) for name in file.keys()}
-        except (SafetensorError, OSError, ValueError) as error:
-            raise RunError(f"the checkpoint {path} is damaged ({error}): delete it and start anew") from error
+        origin = Origin(f"the checkpoint {path}", RunError, "delete it and start anew")
+        metadata, flat = read_tensors(path, origin)
+        card = parse(metadata.get("card", "null"), origin)
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             raise RunError(f"{path} is not a checkpoint of memmod: delete it and start anew")
         if card.get("version") != FORMAT_VERSION:
@@ -67,11 +99,26 @@ class Checkpoint:
                 f"the checkpoint {path} has format version {card.get('version')}, this memmod reads {FORMAT_VERSION}: "
                 "go on with the memmod that wrote it, or start anew"
             )
+        checked = check(card, CheckpointCard, origin)
+        check_card(card, origin)
+        check_tensors(card, flat, origin)
         tensors: dict[str, dict[str, Tensor]] = {}
         for key, tensor in flat.items():
-            group, name = key.split("/", 1)
+            group, _, name = key.partition("/")
             tensors.setdefault(group, {})[name] = tensor
-        return cls(card["run"], card["progress"], tensors)
+        return cls(checked.run, checked.progress, tensors)
+
+    def state(self, path: str | os.PathLike) -> Progress:
+        """The progress and the groups of tensors of a round, checked.
+
+        Raises:
+            RunError: a field is missing or of another type, or a group of tensors is missing.
+        """
+        origin = Origin(f"the checkpoint {path}", RunError, "delete it and start anew")
+        missing = [group for group in GROUPS if group not in self.tensors]
+        if missing:
+            origin.refuse(f"is damaged: it holds no {' and no '.join(missing)}")
+        return check({"progress": self.progress}, _Document, origin).progress
 
     def check_run(self, run: dict[str, Any], path: str | os.PathLike) -> None:
         """Check that this checkpoint belongs to the round described by `run`.
@@ -98,9 +145,20 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, names: list[str]) -> dic
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """Set the state of a fresh optimiser from `optimiser_tensors`."""
+    """Set the state of a fresh optimiser from `optimiser_tensors`.
+
+    Raises:
+        RunError: it is the state of other parameters.
+    """
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        name, field_name = key.rsplit(":", 1)
+        name, _, field_name = key.rpartition(":")
+        shape = tuple(parameters[names.index(name)].shape) if name in names else None
+        if shape is None or tuple(tensor.shape) not in ((), shape):
+            raise RunError(
+                f"the optimiser's state {key!r} of shape {tuple(tensor.shape)} fits none of the memories: "
+                "delete the checkpoint and start anew"
+            )
         state.setdefault(names.index(name), {})[field_name] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -50,10 +50,6 @@ class Evaluation:
         """The fields as JSON values."""
         return asdict(self) | {"acc_forget": list(self.acc_forget)}
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Evaluation:
-        return cls(**values | {"acc_forget": tuple(values["acc_forget"])})
-
 
 def find_warnings(evaluation: Evaluation, base_retain: float, class_names: Sequence[str]) -> dict[str, str]:
     """What is wrong with a state, by kind: "over-unlearning", "lagging"; each a sentence that says what to do."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from memmod.errors import RunError
+from memmod.strict_json import Origin, check
 from memmod.unlearning.objectives import get_objective
 
 if TYPE_CHECKING:
@@ -56,7 +58,7 @@ class UnlearnConfig:
     def __post_init__(self) -> None:
         get_objective(self.objective)
         lambdas = tuple(map(float, self.lambdas))
-        if len(lambdas) != 3 or min(lambdas) < 0:
+        if len(lambdas) != 3 or not all(0 <= value < math.inf for value in lambdas):
             raise RunError(f"lambdas is {self.lambdas}; it must be three weights of at least 0: retain, forget, gates")
         object.__setattr__(self, "lambdas", lambdas)
         smallest = {
@@ -72,8 +74,10 @@ class UnlearnConfig:
             if getattr(self, name) < least:
                 raise RunError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise RunError(f"{name} is {getattr(self, name)}; it must be greater than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise RunError(f"{name} is {getattr(self, name)}; it must be a finite number greater than 0")
+        if not 0 <= self.seed < 2**63:
+            raise RunError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
         if not 0 <= self.statistics_fraction <= 1:
             raise RunError(f"statistics_fraction is {self.statistics_fraction}; it must lie between 0 and 1")
         if not 0 < self.validation_fraction < 1:
@@ -88,12 +92,12 @@ class UnlearnConfig:
         """The config of a `to_dict`.
 
         Raises:
-            RunError: unknown fields, or values out of range.
+            RunError: unknown fields, or values of another type or out of range.
         """
         unknown = sorted(values.keys() - {field.name for field in fields(cls)})
         if unknown:
             raise RunError(f"unknown fields of UnlearnConfig: {', '.join(unknown)}; this memmod may be too old")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        return check(values, cls, Origin("the stored UnlearnConfig", RunError, "store it again"))
 
 
 def default(wf: ModulatedModel, **changes: Any) -> UnlearnConfig:

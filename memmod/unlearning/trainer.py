@@ -18,10 +18,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from memmod.data import stratified
-from memmod.errors import DataError, ModelError, RunError
+from memmod.errors import DataError, MemmodError, ModelError, RunError
 from memmod.evaluation.sampled import SampledSplit
+from memmod.memory import check_memories
 from memmod.observe import logits_of
-from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
+from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, Progress, load_optimiser, optimiser_tensors
 from memmod.unlearning.expansion import expand
 from memmod.unlearning.frozen import FrozenLogits
 from memmod.unlearning.monitor import Evaluation, find_warnings
@@ -319,26 +320,38 @@ class _Round:
         """Take over the state of a checkpoint of this very round.
 
         Raises:
-            RunError: it is of another round.
+            RunError: it is of another round, or holds what does not fit this one.
         """
         checkpoint.check_run(self._description(), path)
-        progress, tensors = checkpoint.progress, checkpoint.tensors
-        if progress["environment"] != _environment():
+        progress, tensors = checkpoint.state(path), checkpoint.tensors
+        if progress.environment != _environment():
             logger.warning(
-                f"the checkpoint {path} was written under {progress['environment']}, this is {_environment()}: "
+                f"the checkpoint {path} was written under {progress.environment}, this is {_environment()}: "
                 "the memories will differ in their last bits from those of an uninterrupted round"
             )
-        self.step = progress["step"]
-        self.seconds = progress["seconds"]
-        self.history = [Evaluation.from_dict(values) for values in progress["history"]]
-        self.since_evaluation = progress["since_evaluation"]
-        self.best = Evaluation.from_dict(progress["best"])
-        self.warned = set(progress["warned"])
-        self.wf.load_memory_state(tensors["memories"])
+        try:
+            self._check_progress(progress)
+            check_memories("the best state", tensors["best"], dict(self.wf.named_memories()))
+            load_optimiser(self.optimiser, self.names, tensors["optimiser"])
+            self.generator.set_state(tensors["generators"]["draws"])
+            _set_random_state(self.wf.device, tensors["generators"])
+            self.wf.load_memory_state(tensors["memories"])
+        except (MemmodError, RuntimeError, TypeError, KeyError) as error:
+            raise RunError(f"the checkpoint {path} does not fit this round ({error}): delete it, start anew") from error
+        self.step = progress.step
+        self.seconds = progress.seconds
+        self.history = progress.history
+        self.since_evaluation = progress.since_evaluation
+        self.best = progress.best
+        self.warned = set(progress.warned)
         self.best_memories = tensors["best"]
-        load_optimiser(self.optimiser, self.names, tensors["optimiser"])
-        self.generator.set_state(tensors["generators"]["draws"])
-        _set_random_state(self.wf.device, tensors["generators"])
+
+    def _check_progress(self, progress: Progress) -> None:
+        if progress.step > self.config.steps:
+            raise RunError(f"it is at step {progress.step} of {self.config.steps}")
+        classes = {len(evaluation.acc_forget) for evaluation in (*progress.history, progress.best)}
+        if classes != {self.wf.num_classes}:
+            raise RunError(f"it holds accuracies of {sorted(classes)} classes, the model has {self.wf.num_classes}")
 
     def _description(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on: settings, base, layers and data, as JSON values."""

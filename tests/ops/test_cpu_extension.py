@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from memmod.errors import BackendError
-from memmod.ops import dispatch, extension
+from memmod.ops import cuda_kernels, dispatch, extension
 from tests.ops.bounds import assert_within_bound
 from tests.ops.problems import Case, Problem, lay_out
 
@@ -201,6 +201,32 @@ def test_refuses_what_was_not_built_or_lost_its_library(tmp_path):
     assert "is missing" in extension.unusable(package)
     (package / "_build_info.json").write_text("{")
     assert "was not built" in extension.unusable(package)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "null",
+        "[" * 100_000,
+        '{"extension": 5}',
+        '{"extension": ["_cpu.so"]}',
+        '{"extension": "../_cpu.so"}',
+        '{"extension": "_cpu.so\\u0000"}',
+        '{"torch": 2.14}',
+        '{"reason": {}}',
+        '{"cuda": "no"}',
+        '{"cuda": {"toolkit": "13.0"}}',
+        '{"cuda": {"extension": "_cuda.so"}}',
+        '{"cuda": {"extension": "_cuda.so", "architectures": ["nine"]}}',
+        '{"cuda": {"extension": "_cuda.so", "architectures": "9.0"}}',
+        "\udcff",
+    ],
+)
+def test_damaged_build_info_counts_as_none(tmp_path, text):
+    (tmp_path / "_build_info.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert extension.build_info(tmp_path) is None
+    assert "was not built" in extension.unusable(tmp_path) and "was not built" in cuda_kernels.unusable(tmp_path)
 
 
 def test_says_why_it_is_pure_python(tmp_path):

@@ -1,4 +1,4 @@
-"""Forward-mode derivatives and torch.func: right through the functions and modules, refused by the bare ops, never 0."""
+"""Forward mode and torch.func: right through the functions and modules, refused by the bare ops, never 0."""
 
 from __future__ import annotations
 

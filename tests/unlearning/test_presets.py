@@ -33,6 +33,15 @@ def test_json_round_trip():
         UnlearnConfig.from_dict(config.to_dict() | {"momentum": 0.9})
 
 
+@pytest.mark.parametrize("field", UnlearnConfig().to_dict())
+def test_a_stored_value_of_another_type_is_named(field):
+    with pytest.raises(RunError, match=rf"expected .* at \$.{field}"):
+        UnlearnConfig.from_dict(UnlearnConfig().to_dict() | {field: None})
+    for other in ({}, 7 if field == "objective" else "x", True):
+        with pytest.raises(RunError, match=rf"expected .* at \$.{field}"):
+            UnlearnConfig.from_dict(UnlearnConfig().to_dict() | {field: other})
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -41,6 +50,12 @@ def test_json_round_trip():
         ("lambdas", (1.0, -1.0, 0.0)),
         ("lr", 0.0),
         ("lr", float("nan")),
+        ("lr", float("inf")),
+        ("clip", float("inf")),
+        ("lambdas", (1.0, float("nan"), 0.0)),
+        ("lambdas", (1.0, float("inf"), 0.0)),
+        ("seed", -1),
+        ("seed", 2**63),
         ("clip", -1.0),
         ("steps", 0),
         ("batch_size", 1),
