@@ -7,46 +7,23 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from memmod.errors import MemoryFileError
-from memmod.sealed import check_card, check_tensors, read_tensors, seal, tensors_sha256
-from memmod.strict_json import Origin, Sha256, as_json, check, class_names_fit, parse
+from memmod.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal, tensors_sha256
+from memmod.strict_json import Origin, as_json, check, parse
 
 FORMAT = "memmod-memory"
 FORMAT_VERSION = 2
-# Since this version a card holds the hashes of the memories and of itself.
-SEALED_SINCE = 2
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 logger = logging.getLogger(__name__)
 
 _AGAIN = "take an undamaged copy, or save it again with save_memory()"
-
-
-class MemoryCard(msgspec.Struct, frozen=True):
-    """What the card of a memory file must hold; what else is in it belongs to its maker."""
-
-    format: str
-    version: Annotated[int, msgspec.Meta(ge=1)]
-    num_classes: Annotated[int, msgspec.Meta(ge=1)]
-    class_names: tuple[str, ...] | None
-    base_sha256: Sha256
-    input_shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
-    config: dict[str, Any]
-    layers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    tensors_sha256: Sha256 | None = None
-    card_sha256: Sha256 | None = None
-
-    def __post_init__(self) -> None:
-        class_names_fit(self.num_classes, self.class_names)
-        if self.version >= SEALED_SINCE and None in (self.tensors_sha256, self.card_sha256):
-            raise ValueError(f"tensors_sha256 or card_sha256 is missing, which format version {self.version} has")
 
 
 def state_sha256(model: nn.Module) -> str:
@@ -81,6 +58,8 @@ def write_memory_file(path: str | os.PathLike, memories: dict[str, Tensor], card
         MemoryFileError: the card does not fit JSON, or lacks what it must hold.
     """
     origin = Origin(f"the card for {path}", MemoryFileError, "nothing was written; mend the card and save again")
+    from memmod.schemas import MemoryCard
+
     plain = as_json(card, origin)
     tensors = {name: memory.detach().cpu().contiguous() for name, memory in memories.items()}
     sealed = seal({**plain, "format": FORMAT, "version": FORMAT_VERSION}, tensors)
@@ -105,7 +84,7 @@ def read_memory_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
     """
     card, memories = _read(path, with_tensors=True)
     check_tensors(card, memories, Origin(f"the memory file {path}", MemoryFileError, _AGAIN))
-    if card["version"] < SEALED_SINCE:
+    if TENSORS_SHA256 not in card:
         logger.warning(
             f"{path} has format version {card['version']}, without a hash of its memories: damage cannot be noticed; "
             "save it again with save_memory()"
@@ -122,6 +101,8 @@ def _read(path: str | os.PathLike, with_tensors: bool) -> tuple[dict[str, Any], 
     card = parse(metadata.get("card", "null"), origin)
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is a safetensors file without a memmod card: it was not made by save_memory()")
+    from memmod.schemas import MemoryCard
+
     version = card.get("version")
     if type(version) is int and version > FORMAT_VERSION:
         raise MemoryFileError(

@@ -6,15 +6,12 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, TypeVar
-
-import msgspec
+from typing import Any, NoReturn, TypeVar
 
 from memmod.errors import MemmodError
 
 T = TypeVar("T")
 
-Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 # What json, msgspec and str.encode raise for text that is not JSON in UTF-8, or is nested too deeply.
 _NOT_JSON = (ValueError, TypeError, RecursionError)
 
@@ -61,6 +58,8 @@ def check(value: Any, type: type[T], origin: Origin) -> T:
     Raises:
         MemmodError: `origin.error`, with the field and its value.
     """
+    import msgspec
+
     try:
         return msgspec.convert(value, type)
     except msgspec.ValidationError as error:
@@ -113,17 +112,6 @@ def as_json(value: Any, origin: Origin) -> Any:
     except _NOT_JSON as error:
         origin.refuse(f"must be JSON ({error})", error)
     return parse(text, origin)
-
-
-def class_names_fit(num_classes: int, class_names: tuple[str, ...] | None) -> None:
-    """Check class names against their number. Raises ValueError, which `check` words."""
-    if class_names is None:
-        return
-    if len(class_names) != num_classes:
-        raise ValueError(f"num_classes is {num_classes}, but class_names holds {len(class_names)}")
-    if len(set(class_names)) != num_classes:
-        repeated = sorted({name for name in class_names if class_names.count(name) > 1})
-        raise ValueError(f"class_names repeats {', '.join(map(repr, repeated[:8]))}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -36,17 +35,6 @@ FOLD_TOLERANCE = 1e-3
 SQUEEZE_EXCITE = re.compile(r"Squeeze(And)?Exc|^S[Ee]($|[A-Z_])|SEModule|EffectiveSE")
 NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS|Rms)Norm|^FrozenBatchNorm")
 UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
-
-
-class _StoredConfig(msgspec.Struct, frozen=True):
-    """What a memory file holds of a `ModulateConfig`: `granularity` and `gate` are checked there."""
-
-    granularity: str
-    gate: str
-    gate_bias: bool
-    skip: tuple[str, ...]
-    fold: bool
-    init: Annotated[float, msgspec.Meta(ge=torch.finfo(torch.float32).min, le=torch.finfo(torch.float32).max)]
 
 
 @dataclass(frozen=True)
@@ -96,11 +84,14 @@ class ModulateConfig:
             ModelError: unknown or missing fields, or values of another type.
             ValueError: an unknown granularity or gate.
         """
-        unknown = sorted(values.keys() - set(_StoredConfig.__struct_fields__))
+        # Not needed to run kernels, which some machines do without it.
+        from memmod.schemas import StoredConfig, as_dict
+
+        unknown = sorted(values.keys() - set(StoredConfig.__struct_fields__))
         if unknown:
             raise ModelError(f"unknown fields of ModulateConfig: {', '.join(unknown)}; this memmod may be too old")
         origin = Origin("the stored ModulateConfig", ModelError, "store it again")
-        return cls(**msgspec.structs.asdict(check(values, _StoredConfig, origin)))
+        return cls(**as_dict(check(values, StoredConfig, origin)))
 
     @property
     def layer_options(self) -> dict[str, Any]:

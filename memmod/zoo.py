@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import logging
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as serialise
@@ -20,18 +18,13 @@ from torch import Tensor, nn
 from memmod.data import Dataset, Split
 from memmod.errors import DataError, ModelError, RunError
 from memmod.memory import write_atomically
-from memmod.sealed import check_card, check_tensors, read_tensors, seal
-from memmod.strict_json import Origin, Sha256, as_json, check, class_names_fit, dump, parse, without_nan
+from memmod.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
+from memmod.strict_json import Origin, as_json, check, dump, parse, without_nan
 
 logger = logging.getLogger(__name__)
 
-# Of base.json. Since 2 it holds the hashes of the weights and of itself.
+# Of base.json.
 FORMAT_VERSION = 2
-SEALED_SINCE = 2
-# A channel, height or width in base.json, and their product: a network for larger images would not fit the memory.
-Side = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
-LARGEST_IMAGE = 2**26
-
 SMALL = ("resnet", "vgg", "vit")
 EVALUATION_BATCH = 500
 
@@ -291,28 +284,6 @@ def accuracies(model: nn.Module, split: Split, num_classes: int) -> tuple[float,
     return right.mean().item(), per_class.tolist()
 
 
-class BaseCard(msgspec.Struct, frozen=True):
-    """What base.json must hold; what else is in it is kept. Those of format version 1 have no hashes."""
-
-    model: Annotated[str, msgspec.Meta(min_length=1)]
-    num_classes: Annotated[int, msgspec.Meta(ge=1)]
-    input_shape: tuple[Side, Side, Side]
-    class_names: tuple[str, ...]
-    data: str | None = None
-    training: dict[str, Any] = {}
-    metrics: dict[str, Any] = {}
-    version: Annotated[int, msgspec.Meta(ge=1)] = 1
-    tensors_sha256: Sha256 | None = None
-    card_sha256: Sha256 | None = None
-
-    def __post_init__(self) -> None:
-        class_names_fit(self.num_classes, self.class_names)
-        if math.prod(self.input_shape) > LARGEST_IMAGE:
-            raise ValueError(f"input_shape is {list(self.input_shape)}, more than {LARGEST_IMAGE} values an image")
-        if self.version >= SEALED_SINCE and None in (self.tensors_sha256, self.card_sha256):
-            raise ValueError(f"tensors_sha256 or card_sha256 is missing, which format version {self.version} has")
-
-
 def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write a base to a folder: base.safetensors and base.json, which holds the hashes of the weights and of itself.
 
@@ -325,7 +296,7 @@ def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any])
     origin = Origin("the meta of the base", DataError, "nothing was written; mend it and save again")
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     card = seal({**as_json(meta, origin), "version": FORMAT_VERSION}, state)
-    check(card, BaseCard, origin)
+    _check_base_card(card, origin)
     write_atomically(Path(folder) / "base.safetensors", serialise(state))
     write_atomically(Path(folder) / "base.json", dump(card))
 
@@ -362,15 +333,21 @@ def _read_base_card(path: Path) -> dict[str, Any]:
         meta = parse(path.read_bytes(), origin)
     except OSError as error:
         origin.refuse(f"cannot be read ({error})", error)
-    version = check(meta, BaseCard, origin).version
+    version = _check_base_card(meta, origin)
     if version > FORMAT_VERSION:
         raise DataError(
             f"{path} has format version {version}, this memmod reads up to {FORMAT_VERSION}: upgrade memmod"
         )
     check_card(meta, origin)
-    if version < SEALED_SINCE:
+    if TENSORS_SHA256 not in meta:
         logger.warning(f"{path} holds no hash of the weights, as an older memmod wrote it: damage cannot be noticed")
     return meta
+
+
+def _check_base_card(card: Any, origin: Origin) -> int:
+    from memmod.schemas import BaseCard
+
+    return check(card, BaseCard, origin).version
 
 
 def base_meta(name: str, dataset: Dataset, config: TrainConfig, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -122,5 +122,7 @@ def test_jit_traces_keep_no_selection_for_good() -> None:
         with pytest.raises(ModelError, match="torch.jit.trace would keep the selection"):
             torch.jit.trace(call, x)
     index, whole = torch.tensor([1, -1, 4]), PerSample(wf)
-    traced = torch.jit.trace(whole, (x, index))
+    # Gradients, for which layers keep more, are off in the second of the two traces that it compares.
+    with torch.no_grad():
+        traced = torch.jit.trace(whole, (x, index))
     torch.testing.assert_close(traced(x, index.flip(0)), whole(x, index.flip(0)))

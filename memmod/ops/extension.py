@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -23,38 +23,34 @@ _KERNEL = "the CPU kernel"
 REBUILD = "run `pip install --no-build-isolation .` in memmod's source folder"
 
 
-FileName = Annotated[str, msgspec.Meta(pattern=r"^\w[^/\x00]*$")]
-
-
-class CudaInfo(msgspec.Struct, frozen=True):
-    """What the build records of the CUDA extension: its file, or the reason why there is none."""
-
-    extension: FileName | None = None
-    reason: str | None = None
-    architectures: list[Annotated[str, msgspec.Meta(pattern=r"^\d+\.\d+[af]?(\+PTX)?$")]] = []
-
-    def __post_init__(self) -> None:
-        if not (self.reason if self.extension is None else self.architectures):
-            raise ValueError("an extension needs its architectures, and none needs a reason")
-
-
-class BuildInfo(msgspec.Struct, frozen=True):
-    """What memmod reads of what the build wrote beside the extension."""
-
-    extension: FileName | None = None
-    reason: str | None = None
-    torch: str | None = None
-    cuda: CudaInfo | None = None
-
-
 def build_info(package: Path = PACKAGE) -> dict[str, Any] | None:
     """What the build wrote beside the extension (its file, torch version, compiler, flags), or None if unreadable."""
     try:
         info = json.loads((package / "_build_info.json").read_text(encoding="utf-8"))
-        msgspec.convert(info, BuildInfo)
     except (OSError, ValueError, RecursionError):
         return None
-    return info
+    return info if _is_build_info(info) else None
+
+
+def _is_build_info(info: Any) -> bool:
+    """Whether the fields that memmod reads have their types; this file is read before any library that would say so."""
+    if not isinstance(info, dict):
+        return False
+    cuda = info.get("cuda", {})
+    if cuda is None:
+        cuda = {}
+    if not isinstance(cuda, dict):
+        return False
+    texts = [info.get("torch"), *(part.get(key) for part in (info, cuda) for key in ("extension", "reason"))]
+    names = [part["extension"] for part in (info, cuda) if isinstance(part.get("extension"), str)]
+    built_for = cuda.get("architectures", [])
+    return (
+        all(text is None or isinstance(text, str) for text in texts)
+        and all(re.fullmatch(r"\w[^/\0]*", name) for name in names)
+        and isinstance(built_for, list)
+        and all(isinstance(one, str) and re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", one) for one in built_for)
+        and (not cuda or bool(cuda.get("reason") if cuda.get("extension") is None else built_for))
+    )
 
 
 def unusable(package: Path = PACKAGE) -> str | None:

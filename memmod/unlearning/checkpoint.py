@@ -14,8 +14,9 @@ from torch import Tensor
 
 from memmod.errors import RunError
 from memmod.memory import write_atomically
+from memmod.schemas import Sha256
 from memmod.sealed import check_card, check_tensors, read_tensors, seal
-from memmod.strict_json import Origin, Sha256, as_json, check, parse
+from memmod.strict_json import Origin, as_json, check, parse
 from memmod.unlearning.monitor import Evaluation
 from memmod.unlearning.objectives import Losses
 
