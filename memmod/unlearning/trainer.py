@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from memmod.data import stratified
+from memmod.data import at_most, check_classes
 from memmod.errors import DataError, ModelError, RunError
 from memmod.evaluation.sampled import SampledSplit
 from memmod.observe import logits_of
@@ -115,11 +115,12 @@ class Trainer:
         self.console = console
         if data.num_classes != wf.num_classes:
             raise DataError(f"{data.name} has {data.num_classes} classes, but the model forgets {wf.num_classes}")
-        _check_classes(data.name, data.train.labels, self.class_names)
+        held_out = 1 if validation is None else 0
+        check_classes(f"the training split of {data.name}", data.train.labels, self.class_names, 1 + held_out)
         self.train, self.validation = data.train, validation
         if validation is None:
-            self.train, self.validation = _held_out(data.train, self.config)
-        _check_classes(f"the validation split of {data.name}", self.validation.labels, self.class_names)
+            self.train, self.validation = _held_out(data.train, self.config, self.class_names)
+        check_classes(f"the validation split of {data.name}", self.validation.labels, self.class_names)
         self.data_name = data.name
 
     def fit(self, resume: bool = False) -> UnlearnResult:
@@ -353,31 +354,10 @@ class _Round:
         }
 
 
-def _held_out(train: Split, config: UnlearnConfig) -> tuple[Split, Split]:
-    """(training, validation): a share of every class, of which at most `validation_images` are used."""
-    rest, held = train.holdout(config.validation_fraction, config.seed)
-    if len(held) > config.validation_images:
-        share = config.validation_images / len(held)
-        held = held.subset(stratified(held.labels, share, config.seed)[1])
-    return rest, held
-
-
-def _check_classes(what: str, labels: Tensor, class_names: tuple[str, ...]) -> None:
-    classes = len(class_names)
-    if classes < 2:
-        raise DataError(f"{what} has {classes} class; to forget one, at least 2 are needed")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(
-            f"{what} has labels from {int(labels.min())} to {int(labels.max())}; they must lie in 0 to {classes - 1}"
-        )
-    missing = (torch.bincount(labels, minlength=classes) == 0).nonzero().flatten().tolist()
-    if missing:
-        shown = ", ".join(f"{c} ({class_names[c]!r})" for c in missing[:8])
-        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        raise DataError(
-            f"{what} has no images of class {shown}{more}: every class to be forgotten needs some; add them, or use "
-            "a base without these classes"
-        )
+def _held_out(train: Split, config: UnlearnConfig, class_names: tuple[str, ...]) -> tuple[Split, Split]:
+    """(training, validation): a share of every class, of which about `validation_images` at most are used."""
+    rest, held = train.holdout(config.validation_fraction, config.seed, class_names)
+    return rest, held.subset(at_most(held.labels, config.validation_images, config.seed))
 
 
 def _digest(labels: Tensor) -> str:
