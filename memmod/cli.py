@@ -263,8 +263,11 @@ def evaluate(
     unlearned = restore_unlearned(run, base)
     passes = forward_passes(unlearned.wf.num_classes, sizes, sets_per_size, seed)
     dataset = unlearned.load_data(data_root)
-    progress = Console(stderr=True)
-    with checking_bar(progress) as on_checked, evaluation_bar(passes * len(dataset.test), progress) as on_image:
+    images = passes * len(dataset.test)
+    with (
+        checking_bar(Console(stderr=True)) as on_checked,
+        evaluation_bar(images, Console(stderr=True)) as on_image,
+    ):
         result = pipeline.evaluate(
             unlearned,
             dataset,

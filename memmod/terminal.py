@@ -28,10 +28,14 @@ def training_bar(console: Console) -> Iterator[Callable[[int, int, float], None]
 
 @contextmanager
 def evaluation_bar(images: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A bar that goes away at the end; yields what takes the number of images evaluated since the last call."""
+    """A bar that shows from the first images on and goes away at the end; yields what takes how many were evaluated."""
     with Progress(*_columns("evaluating"), console=console, transient=True) as bar:
-        task = bar.add_task("", total=images, text="")
-        yield lambda count: bar.advance(task, count)
+
+        def progress(count: int) -> None:
+            task = bar.task_ids[0] if bar.task_ids else bar.add_task("", total=images, text="")
+            bar.advance(task, count)
+
+        yield progress
 
 
 @contextmanager
@@ -43,7 +47,7 @@ def checking_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
             if images <= FEW_IMAGES:
                 return
             task = bar.task_ids[0] if bar.task_ids else bar.add_task("", total=images, text="")
-            bar.update(task, completed=done, total=images)
+            bar.update(task, completed=done, total=images, visible=done < images)
 
         yield progress
 

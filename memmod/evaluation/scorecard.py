@@ -69,10 +69,8 @@ class Scorecard:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(
-            title=None if title is None else Text(title, "table.title"),
-            caption=f"{self.images} images; base accuracy {percent(self.base_accuracy)}",
-        )
+        shown = None if title is None else Text(title, "table.title")
+        table = Table(title=shown, caption=f"{self.images} images; base accuracy {percent(self.base_accuracy)}")
         table.add_column("forgotten")
         for heading in ("Acc_f", "Acc_f before", "Acc_r", "Acc_r before", "d (points)"):
             table.add_column(heading, justify="right")
