@@ -94,6 +94,7 @@ def train(
     if not overwrite and _is_occupied(out):
         run = RunFolder.start(out, "train", settings, resume=resume)
         if run.file(METRICS).exists():
+            _remove_checkpoint(run)
             return restore_base(run.path)
     checkpoint = Path(out) / CHECKPOINT
     goes_on = resume and checkpoint.exists()
@@ -108,7 +109,7 @@ def train(
     metrics = {**measure_base(network, dataset), **metrics}
     save_base(run.path, network, base_meta(model, dataset, config, metrics))
     run.write_metrics(metrics)
-    checkpoint.unlink(missing_ok=True)
+    _remove_checkpoint(run)
     return restore_base(run.path)
 
 
@@ -116,6 +117,12 @@ def _is_occupied(out: str | os.PathLike[str]) -> bool:
     """Whether there is something at `out` that a new run would have to resume or replace."""
     path = Path(out)
     return path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir()))
+
+
+def _remove_checkpoint(run: RunFolder) -> None:
+    """Remove the checkpoint of a finished run, and what a kill left of one that was being written."""
+    for path in (run.file(CHECKPOINT), *run.path.glob(f".{CHECKPOINT}.*")):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -176,6 +183,7 @@ def unlearn(
     if not overwrite and _is_occupied(out):
         run = RunFolder.start(out, "unlearn", settings, resume=resume)
         if run.file(METRICS).exists():
+            _remove_checkpoint(run)
             return restore_unlearned(run.path, base.folder)
     check_classes(f"the training split of {dataset.name}", dataset.train.labels, dataset.class_names, at_least=2)
     dataset.train.check(on_checked)
@@ -187,7 +195,7 @@ def unlearn(
     card = {"unlearning": config.to_dict(), "seed": config.seed, "data": dataset.name, "model": base.meta["model"]}
     wf.save_memory(run.file(MEMORY), {**card, "metrics": result.best.to_dict()})
     run.write_metrics(result.to_dict())
-    run.file(CHECKPOINT).unlink(missing_ok=True)
+    _remove_checkpoint(run)
     return Unlearned(run, base, wf)
 
 

@@ -269,8 +269,10 @@ class _Training:
 
     def _schedule(self, last_step: int = -1) -> torch.optim.lr_scheduler.OneCycleLR:
         """The learning rates from step `last_step` + 1 on."""
+        # a rise of exactly one step, a fifth of 5, makes OneCycleLR divide by zero
+        rise = 0.2 if self.steps != 5 else 0.3
         return torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, self.config.lr, total_steps=self.steps, pct_start=0.2, last_epoch=last_step
+            self.optimiser, self.config.lr, total_steps=self.steps, pct_start=rise, last_epoch=last_step
         )
 
     def _description(self) -> dict[str, Any]:
