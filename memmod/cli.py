@@ -97,6 +97,7 @@ def demo(
         "memmod train --data digits --model resnet",
         "memmod train --data fashion-mnist --model vit --seed 1 --out runs/vit-1",
         "memmod train --data folder:photos --model timm:resnet18 --pretrained --epochs 5",
+        "memmod train --data folder:photos --model timm:resnet18 --pretrained --epochs 5 --resume",
     ),
 )
 def train(
