@@ -80,9 +80,9 @@ def check_before_training(
     check_classes(f"the training split of {dataset.name}", dataset.train.labels, dataset.class_names, at_least=2)
     check_classes(f"the test split of {dataset.name}", dataset.test.labels, dataset.class_names)
     serialised_state(model)
+    _check_fits(model, dataset)
     for split in (dataset.train, dataset.test):
         split.check(on_image)
-    _check_fits(model, dataset)
 
 
 def _check_fits(model: nn.Module, dataset: Dataset) -> None:

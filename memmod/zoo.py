@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from memmod.data import Dataset
 from memmod.errors import DataError, ModelError
 from memmod.memory import write_atomically
-from memmod.state import serialised_state
+from memmod.state import saveable_state
 from memmod.training import TrainConfig, accuracies, augment, default_training, train_model
 
 __all__ = [
@@ -186,7 +187,8 @@ def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any])
     Raises:
         ModelError: an entry of the state that safetensors does not keep.
     """
-    write_atomically(Path(folder) / "base.safetensors", serialised_state(model))
+    state = saveable_state(model)
+    write_atomically(Path(folder) / "base.safetensors", serialise(state))
     write_atomically(Path(folder) / "base.json", json.dumps(meta, indent=2).encode())
 
 

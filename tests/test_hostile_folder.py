@@ -43,7 +43,7 @@ def fill(folder: Path, seed: int) -> None:
     Image.fromarray(pixels(seed)[..., 0].astype(np.uint16) * 257).save(folder / "16 bits.png")
     Image.fromarray(pixels(seed, 1, 1)).save(folder / "tiny.webp")
     Image.fromarray(pixels(seed, 3000, 1)).save(folder / "thin.bmp")
-    picture.save(os.path.join(folder, os.fsdecode(b"caf\xe9.png")))
+    picture.save(os.path.join(folder, os.fsdecode(b"odd\xe9.png")))
     (folder / "._plain.jpg").write_bytes(b"\0\5\x16\7")
     (folder / ".ipynb_checkpoints").mkdir()
     Image.new("RGB", (9, 9)).save(folder / ".ipynb_checkpoints" / "plain-checkpoint.jpg")
@@ -135,14 +135,14 @@ def test_later_commands_check_too(photos: Path, tmp_path: Path, command: str) ->
 
 
 def test_odd_names_are_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
-    odd = os.path.join(photos, "Training", os.fsdecode(b"caf\xe9"))
+    odd = os.path.join(photos, "Training", os.fsdecode(b"odd\xe9"))
     os.mkdir(odd)
     data = ("train", "--data", f"folder:{photos}", "--image-size", 32, "--epochs", 1, "--out")
     try:
-        assert "'caf\\udce9'" in invoke(*data, tmp_path / "run", code=1)
+        assert "'odd\\udce9'" in invoke(*data, tmp_path / "run", code=1)
     finally:
         os.rmdir(odd)
-    assert "caf\\udce9" in invoke(*data, os.path.join(tmp_path, os.fsdecode(b"caf\xe9")), code=2)
+    assert "odd\\udce9" in invoke(*data, os.path.join(tmp_path, os.fsdecode(b"odd\xe9")), code=2)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,7 +20,7 @@ from memmod.data import Dataset, TensorSplit, batches_of, load_data
 from memmod.errors import DataError, ModelError, RunError
 from memmod.pipeline import DataOptions
 from memmod.training import TrainConfig, check_before_training, fit
-from memmod.zoo import create_model, load_base
+from memmod.zoo import base_meta, create_model, load_base, save_base
 
 ROOT = Path(__file__).parents[1]
 COMMAND = ("train", "--model", "vit", "--epochs", "1", "--seed", "4", "--threads", "1")
@@ -281,9 +281,7 @@ def test_tied_weights_of_timm_train_and_save(tmp_path: Path) -> None:
     data = dataset(8, shape=(3, 32, 32))
     model = create_model("coat_lite_tiny", 4, data.input_shape)
     check_before_training(model, data)
-    from memmod.zoo import save_base
-
-    save_base(tmp_path, model, {"model": "coat_lite_tiny", "num_classes": 4, "input_shape": [3, 32, 32], "metrics": {}})
+    save_base(tmp_path, model, base_meta("coat_lite_tiny", data, TrainConfig(), {}))
     again, _ = load_base(tmp_path)
     assert all(map(torch.equal, model.state_dict().values(), again.state_dict().values()))
 

@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(".avif .bmp .gif .jfif .jpeg .jpg .pbm .pgm .png .pnm
 # Only these are tried on a file, whatever its suffix: some of Pillow's other readers run programs.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Pillow's modes of 8 bits a channel or fewer, which it converts to RGB by their own scale.
-_EIGHT_BITS = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"))
+_EIGHT_BITS = frozenset(("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"))
 _SIXTEEN_BITS = frozenset(("I;16", "I;16B", "I;16L", "I;16N"))
 # In these formats Pillow's 32-bit mode holds 16-bit values.
 _SIXTEEN_BITS_AS_INT = frozenset(("PNG", "PPM"))

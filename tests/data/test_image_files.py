@@ -175,11 +175,11 @@ def test_the_limit_is_pillows_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_names_of_other_bytes_work_and_are_shown_escaped(tmp_path: Path) -> None:
-    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xe9.png")
     Image.new("RGB", (4, 4), (9, 9, 9)).save(path)
     assert np.asarray(read_rgb(path)).max() == 9
     Path(path).write_bytes(b"")
     with pytest.raises(DataError) as caught:
         read_rgb(path)
-    assert "caf\\udce9.png" in str(caught.value)
+    assert "odd\\udce9.png" in str(caught.value)
     str(caught.value).encode()
