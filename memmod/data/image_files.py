@@ -112,8 +112,9 @@ def _opened(path: str) -> Iterator[Image]:
         raise _too_large(path, size, image.MAX_IMAGE_PIXELS) from None
     # whatever a reader raises on damaged bytes: OSError, SyntaxError, ValueError, struct.error, ...
     except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise DataError(f"the image {shown(path)} is damaged ({reason}): replace it or take it away") from error
+        what = "cannot be read" if getattr(error, "errno", None) else "is damaged"
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"the image {shown(path)} {what} ({reason}): replace it or take it away") from error
 
 
 def _too_large(path: str, size: str, limit: int) -> DataError:
