@@ -99,7 +99,7 @@ def train(
     checkpoint = Path(out) / CHECKPOINT
     goes_on = resume and checkpoint.exists()
     network = create_model(model, dataset.num_classes, dataset.input_shape, pretrained and not goes_on, config.seed)
-    check_before_training(network, dataset, on_checked)
+    check_before_training(network, dataset, config, on_checked)
     if run is None:
         run = RunFolder.start(out, "train", settings, resume=resume, overwrite=overwrite)
     metrics: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -62,7 +63,10 @@ def default_training(model: str, dataset: Dataset) -> TrainConfig:
 
 
 def check_before_training(
-    model: nn.Module, dataset: Dataset, on_image: Callable[[int, int], None] | None = None
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig | None = None,
+    on_image: Callable[[int, int], None] | None = None,
 ) -> None:
     """Find what would end a training, or the unlearning after it, before their first step.
 
@@ -70,17 +74,21 @@ def check_before_training(
     the images themselves (`Split.check`).
 
     Args:
+        config: default: `TrainConfig()`.
         on_image: called with (images checked, images in all) of either split now and then, for progress.
 
     Raises:
         DataError: too few images of a class, or images that cannot be used.
         ModelError: the model does not fit the images and classes, or its state cannot be saved.
+        RunError: batches of one image, where BatchNorm needs two.
     """
     # unlearning holds out some of the training images of every class
     check_classes(f"the training split of {dataset.name}", dataset.train.labels, dataset.class_names, at_least=2)
     check_classes(f"the test split of {dataset.name}", dataset.test.labels, dataset.class_names)
     serialised_state(model)
     _check_fits(model, dataset)
+    if (config or TrainConfig()).batch_size == 1:
+        _check_one_image(model, dataset)
     for split in (dataset.train, dataset.test):
         split.check(on_image)
 
@@ -107,6 +115,22 @@ def _check_fits(model: nn.Module, dataset: Dataset) -> None:
             f"{type(model).__name__} returns {found} for {expected[0]} images of {expected[1]} classes, not logits of "
             f"{expected}: choose a classifier"
         )
+
+
+def _check_one_image(model: nn.Module, dataset: Dataset) -> None:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # a copy, whose statistics may change
+        _forward(copy.deepcopy(model).train(), dataset.train.batch(torch.arange(1)))
+
+
+def _forward(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits in training mode. Raises RunError where BatchNorm would need more than one image."""
+    try:
+        return model(x)
+    except ValueError as error:
+        if len(x) > 1:
+            raise
+        raise RunError(f"the model cannot be trained on one image a step ({error}): raise batch_size") from error
 
 
 def train_model(
@@ -215,13 +239,7 @@ class _Training:
             self.losses.clear()
         chosen = batches_of(self.order, config.batch_size)[self.step % self.per_epoch]
         x = augment(train.batch(chosen), config, self.generator)
-        try:
-            logits = self.model(x)
-        except ValueError as error:
-            if len(x) > 1:
-                raise
-            raise RunError(f"the model cannot be trained on one image a step ({error}): raise batch_size") from error
-        loss = F.cross_entropy(logits, train.labels[chosen], label_smoothing=config.label_smoothing)
+        loss = F.cross_entropy(_forward(self.model, x), train.labels[chosen], label_smoothing=config.label_smoothing)
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss is {loss.item()} at step {self.step + 1} of {self.steps}: lower lr ({config.lr}), and start "

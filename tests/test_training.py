@@ -201,6 +201,9 @@ def test_batch_norm_and_a_last_batch_of_one() -> None:
     assert steps == list(range(1, 11))
     with pytest.raises(RunError, match="one image a step .*: raise batch_size"):
         fit(Pooled(), dataset(), TrainConfig(epochs=1, batch_size=1))
+    with pytest.raises(RunError, match="one image a step .*: raise batch_size"):
+        check_before_training(Pooled(), dataset(), TrainConfig(batch_size=1))
+    check_before_training(create_model("resnet", 4, (1, 8, 8)), dataset(8), TrainConfig(batch_size=1))
     fit(create_model("resnet", 4, (1, 8, 8)), dataset(8), TrainConfig(epochs=1, batch_size=1))
 
 
