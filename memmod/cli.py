@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +24,14 @@ console = Console()
 
 class _Commands(TyperGroup):
     """Prints what went wrong as one message and exits with 1; usage errors exit with 2."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
+        for arg in args:
+            try:
+                arg.encode()
+            except UnicodeEncodeError:
+                raise typer.BadParameter(f"{ascii(arg)} has bytes that are not UTF-8: rename what it names") from None
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: typer.Context) -> Any:
         try:
@@ -51,6 +62,7 @@ ImageSize = Annotated[
     int | None, typer.Option(min=8, help="Side in pixels, for imagenet and folders.", show_default="224")
 ]
 Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same settings.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the same folder.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
@@ -73,10 +85,11 @@ def demo(
     A later demo in the same folder replaces the earlier one.
     """
     from memmod.demo import run_demo
+    from memmod.terminal import say
 
     _prepare(threads)
     report = run_demo(out, seed, console)
-    console.print(f"\nThe report is in [bold]{report}[/bold]: {report.resolve().as_uri()}", soft_wrap=True)
+    say(console, f"\nThe report is in {report}: {report.resolve().as_uri()}")
 
 
 @app.command(
@@ -84,6 +97,7 @@ def demo(
         "memmod train --data digits --model resnet",
         "memmod train --data fashion-mnist --model vit --seed 1 --out runs/vit-1",
         "memmod train --data folder:photos --model timm:resnet18 --pretrained --epochs 5",
+        "memmod train --data folder:photos --model timm:resnet18 --pretrained --epochs 5 --resume",
     ),
 )
 def train(
@@ -103,22 +117,32 @@ def train(
     image_size: ImageSize = None,
     download: Download = False,
     threads: Threads = None,
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a base: an ordinary classifier, whose classes `memmod unlearn` then makes forgettable."""
     from memmod import pipeline
-    from memmod.terminal import training_bar
+    from memmod.terminal import checking_bar, say, training_bar
 
     _prepare(threads)
+    _check_exclusive(resume, overwrite)
     folder = out or default_folder(data, model)
     options = pipeline.DataOptions(data, data_root, image_size, download)
     changes = _given(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
-    with training_bar(console) as progress:
+    with training_bar(console) as progress, checking_bar(Console(stderr=True)) as on_checked:
         base = pipeline.train(
-            folder, options, model, pretrained=pretrained, changes=changes, overwrite=overwrite, progress=progress
+            folder,
+            options,
+            model,
+            pretrained=pretrained,
+            changes=changes,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            on_checked=on_checked,
         )
-    console.print(f"Test accuracy {base.meta['metrics']['accuracy']:.2%}. The base is in {folder}", highlight=False)
-    console.print(f"Next: memmod unlearn --base {folder}", highlight=False)
+    say(console, f"Test accuracy {base.meta['metrics']['accuracy']:.2%}. The base is in {folder}")
+    say(console, f"Next: memmod unlearn --base {shlex.quote(str(folder))}")
 
 
 @app.command(
@@ -163,16 +187,16 @@ def unlearn(
     download: Download = False,
     device: Device = "cpu",
     threads: Threads = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same settings.")] = False,
+    resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train the memories of all classes of a base in one round; its weights stay as they are."""
     from memmod import pipeline
     from memmod.restore import restore_base
+    from memmod.terminal import checking_bar, say
 
     _prepare(threads)
-    if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    _check_exclusive(resume, overwrite)
     found = restore_base(base or default_folder(data or "digits", model or "resnet"))
     if model is not None and model != found.meta["model"]:
         raise RunError(f"the base in {found.folder} is a {found.meta['model']!r}, not the {model!r} that --model names")
@@ -187,24 +211,26 @@ def unlearn(
         eval_every=eval_every,
         seed=seed,
     )
-    unlearned = pipeline.unlearn(
-        found,
-        folder,
-        pipeline.UnlearnOptions(preset, changes, tuple(skip or ()), device),
-        data=pipeline.DataOptions(data or found.meta["data"], data_root, image_size, download),
-        resume=resume,
-        overwrite=overwrite,
-        console=console,
-    )
+    with checking_bar(Console(stderr=True)) as on_checked:
+        unlearned = pipeline.unlearn(
+            found,
+            folder,
+            pipeline.UnlearnOptions(preset, changes, tuple(skip or ()), device),
+            data=pipeline.DataOptions(data or found.meta["data"], data_root, image_size, download),
+            resume=resume,
+            overwrite=overwrite,
+            console=console,
+            on_checked=on_checked,
+        )
     metrics = unlearned.run.metrics()
     best = metrics["best"]
-    console.print(
+    say(
+        console,
         f"On held-out training images, after step {best['step']}: accuracy on a forgotten class at most "
         f"{max(best['acc_forget']):.1%}, on the others {best['mean_retain']:.1%} (before: "
         f"{metrics['base_retain']:.1%}); {metrics['seconds']:.0f} s. The memories are in {folder}",
-        highlight=False,
     )
-    console.print(f"Next: memmod evaluate {folder}", highlight=False)
+    say(console, f"Next: memmod evaluate {shlex.quote(str(folder))}")
 
 
 @app.command(
@@ -231,14 +257,18 @@ def evaluate(
     from memmod import pipeline
     from memmod.evaluation import forward_passes
     from memmod.restore import restore_unlearned
-    from memmod.terminal import evaluation_bar, print_evaluation
+    from memmod.terminal import checking_bar, evaluation_bar, print_evaluation, say
 
     _prepare(threads)
     sizes = _sizes(sets)
     unlearned = restore_unlearned(run, base)
     passes = forward_passes(unlearned.wf.num_classes, sizes, sets_per_size, seed)
     dataset = unlearned.load_data(data_root)
-    with evaluation_bar(passes * len(dataset.test), Console(stderr=True)) as on_image:
+    images = passes * len(dataset.test)
+    with (
+        checking_bar(Console(stderr=True)) as on_checked,
+        evaluation_bar(images, Console(stderr=True)) as on_image,
+    ):
         result = pipeline.evaluate(
             unlearned,
             dataset,
@@ -248,14 +278,15 @@ def evaluate(
             seed=seed,
             statistics=statistics,
             on_image=on_image,
+            on_checked=on_checked,
         )
     if as_json:
         import json
 
-        typer.echo(json.dumps(result.to_dict(), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(result.to_dict(), indent=2))
         return
     print_evaluation(console, result, f"{run}")
-    console.print(f"Written to {unlearned.run.file(pipeline.SCORECARD)}", highlight=False)
+    say(console, f"Written to {unlearned.run.file(pipeline.SCORECARD)}")
 
 
 @app.command(
@@ -281,27 +312,38 @@ def bake(
     Beside it, a .json says how to load it. Prints what it costs in accuracy on the test split.
     """
     from rich.table import Table
+    from rich.text import Text
 
     from memmod import pipeline
     from memmod.evaluation.scorecard import percent
     from memmod.restore import restore_unlearned
+    from memmod.terminal import checking_bar, say
 
     _prepare(threads)
     unlearned = restore_unlearned(run, base)
     names = unlearned.base.meta["class_names"]
     classes = parse_classes(forget, names)
-    baked = pipeline.bake(unlearned, classes, out, threshold=threshold, data_root=data_root, overwrite=overwrite)
-    table = Table(title=f"forgotten: {', '.join(names[c] for c in classes)}")
+    with checking_bar(Console(stderr=True)) as on_checked:
+        baked = pipeline.bake(
+            unlearned,
+            classes,
+            out,
+            threshold=threshold,
+            data_root=data_root,
+            overwrite=overwrite,
+            on_checked=on_checked,
+        )
+    table = Table(title=Text(f"forgotten: {', '.join(names[c] for c in classes)}", "table.title"))
     for heading, side in (("", "left"), ("Acc_f", "right"), ("Acc_r", "right")):
         table.add_column(heading, justify=side)
     for stage in baked.stages:
         table.add_row(stage.method, percent(stage.acc_forget[0]), percent(stage.acc_retain[0]))
     console.print(table)
     cost = 100 * (baked.stages[-1].acc_retain[0] - baked.stages[1].acc_retain[0])
-    console.print(
+    say(
+        console,
         f"{baked.zeroed} of {baked.units} gates are below {threshold:g} and became 0; baking changes Acc_r by "
         f"{cost:+.2f} points. The weights are in {baked.weights}, how to load them in {baked.card}",
-        highlight=False,
     )
 
 
@@ -347,6 +389,11 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def _check_exclusive(resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+
+
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
@@ -366,6 +413,10 @@ def _prepare(threads: int | None) -> None:
 
 def main() -> None:
     """The console command `memmod`."""
+    for stream in (sys.stdout, sys.stderr):
+        # a name that the terminal's encoding lacks is shown escaped, not an error once the work is done
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

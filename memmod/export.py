@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from memmod.errors import ModelError
 from memmod.memory import write_atomically
+from memmod.state import serialised_state
 
 if TYPE_CHECKING:
     from memmod.model import ModulatedModel
@@ -70,16 +70,4 @@ def _other_architecture(base: nn.Module, why: str) -> ModelError:
 
 def write_state(path: str | os.PathLike[str], model: nn.Module, metadata: dict[str, str]) -> None:
     """Write the model's state dict as safetensors, whole or not at all."""
-    tensors: dict[str, Any] = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, serialise(_unshared(tensors), metadata=metadata))
-
-
-def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tied weights stored once per name: safetensors refuses tensors that share their memory."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        pointer = tensor.untyped_storage().data_ptr()
-        result[name] = tensor.clone() if pointer in seen else tensor
-        seen.add(pointer)
-    return result
+    write_atomically(path, serialised_state(model, metadata))

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from memmod.data import Dataset, load_data
+from memmod.data import Dataset, check_classes, load_data
 from memmod.errors import RunError, SelectionError
 from memmod.evaluation import Accuracies, Scorecard, restandardised, scorecard, without_gates
 from memmod.evaluation import evaluate as measure
@@ -21,15 +21,18 @@ from memmod.export import in_base_architecture, write_state
 from memmod.model import ModulateConfig, modulate
 from memmod.restore import Base, Unlearned, restore_base, restore_unlearned
 from memmod.runs import MEMORY, METRICS, RunFolder, versions, write_json
+from memmod.training import TrainConfig, check_before_training, default_training, fit
+from memmod.training import measure as measure_base
 from memmod.unlearning import Trainer, preset
 from memmod.unlearning.checkpoint import FILE_NAME as CHECKPOINT
-from memmod.zoo import TrainConfig, accuracies, base_meta, create_model, default_training, save_base, train_model
+from memmod.zoo import base_meta, create_model, save_base
 
 SCORECARD = "scorecard.json"
 # A step of the small ResNet on 28 × 28 images takes 0.14 s of one core in channels_last, 0.27 s in NCHW.
 LAYOUT = torch.channels_last
 
 Progress = Callable[[int, int, float], None]
+Checked = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,26 @@ def train(
     *,
     pretrained: bool = False,
     changes: dict[str, Any] | None = None,
+    resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    on_checked: Checked | None = None,
 ) -> Base:
     """Train a base and keep it in the run folder `out`.
+
+    What would end the training, or the unlearning of the base, is looked for before the folder is made; the base is
+    kept before it is measured.
 
     Args:
         changes: fields of `TrainConfig` that differ from the defaults for this model and data; epochs 0 keeps the
             pretrained weights as they are.
+        resume: go on from the checkpoint of an interrupted run of the same settings, or start where there is none. A
+            finished run is returned as it is.
+        on_checked: called with (images checked, images in all) of either split before the first step.
 
     Raises:
-        MemmodError: data missing, unknown model, existing run folder, a loss that is not finite.
+        MemmodError: data missing or unusable, unknown model, existing run folder, other settings than the run to
+            resume, a loss that is not finite.
     """
     changes = dict(changes or {})
     untrained = changes.get("epochs") == 0
@@ -76,17 +88,41 @@ def train(
     dataset = options.load()
     config = default_training(model, dataset)
     config = TrainConfig(**{**asdict(config), **changes, **({"epochs": config.epochs} if untrained else {})})
-    network = create_model(model, dataset.num_classes, dataset.input_shape, pretrained, config.seed)
     recorded = {"model": model, "pretrained": pretrained, **asdict(config), **({"epochs": 0} if untrained else {})}
-    run = RunFolder.start(out, "train", {**options.settings(), **recorded}, overwrite=overwrite)
-    if untrained:
-        accuracy, by_class = accuracies(network.eval(), dataset.test, dataset.num_classes)
-        metrics = {"accuracy": accuracy, "class_accuracy": by_class}
-    else:
-        metrics = train_model(network, dataset, config, progress)
-    run.write_metrics(metrics)
+    settings = {**options.settings(), **recorded}
+    run = None
+    if not overwrite and _is_occupied(out):
+        run = RunFolder.start(out, "train", settings, resume=resume)
+        if run.file(METRICS).exists():
+            _remove_checkpoint(run)
+            return restore_base(run.path)
+    checkpoint = Path(out) / CHECKPOINT
+    goes_on = resume and checkpoint.exists()
+    network = create_model(model, dataset.num_classes, dataset.input_shape, pretrained and not goes_on, config.seed)
+    check_before_training(network, dataset, config, on_checked)
+    if run is None:
+        run = RunFolder.start(out, "train", settings, resume=resume, overwrite=overwrite)
+    metrics: dict[str, Any] = {}
+    if not untrained:
+        metrics["train_loss"] = fit(network, dataset, config, progress, checkpoint=checkpoint, resume=resume)
+    save_base(run.path, network.eval(), base_meta(model, dataset, config, metrics))
+    metrics = {**measure_base(network, dataset), **metrics}
     save_base(run.path, network, base_meta(model, dataset, config, metrics))
+    run.write_metrics(metrics)
+    _remove_checkpoint(run)
     return restore_base(run.path)
+
+
+def _is_occupied(out: str | os.PathLike[str]) -> bool:
+    """Whether there is something at `out` that a new run would have to resume or replace."""
+    path = Path(out)
+    return path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir()))
+
+
+def _remove_checkpoint(run: RunFolder) -> None:
+    """Remove the checkpoint of a finished run, and what a kill left of one that was being written."""
+    for path in (run.file(CHECKPOINT), *run.path.glob(f".{CHECKPOINT}.*")):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -108,6 +144,7 @@ def unlearn(
     resume: bool = False,
     overwrite: bool = False,
     console: Console | None = None,
+    on_checked: Checked | None = None,
 ) -> Unlearned:
     """Train the memories of all classes of a base in one round, and keep them in the run folder `out`.
 
@@ -115,10 +152,11 @@ def unlearn(
         data: default: what the base was trained on.
         resume: go on from the checkpoint of an interrupted run of the same settings, or start where there is none. A
             finished run is returned as it is.
+        on_checked: called with (training images checked, images in all) before the first step.
 
     Raises:
-        MemmodError: data or base missing, existing run folder, other settings than the run to resume, a loss that is
-            not finite (the best state so far is kept).
+        MemmodError: data or base missing or unusable, existing run folder, other settings than the run to resume, a
+            loss that is not finite (the best state so far is kept).
     """
     options = options or UnlearnOptions()
     device = usable_device(options.device)
@@ -141,16 +179,23 @@ def unlearn(
         "preset": options.preset,
         **config.to_dict(),
     }
-    run = RunFolder.start(out, "unlearn", settings, resume=resume, overwrite=overwrite)
-    if run.resumed and run.file(METRICS).exists():
-        return restore_unlearned(run.path, base.folder)
+    run = None
+    if not overwrite and _is_occupied(out):
+        run = RunFolder.start(out, "unlearn", settings, resume=resume)
+        if run.file(METRICS).exists():
+            _remove_checkpoint(run)
+            return restore_unlearned(run.path, base.folder)
+    check_classes(f"the training split of {dataset.name}", dataset.train.labels, dataset.class_names, at_least=2)
+    dataset.train.check(on_checked)
     wf.verify(example.to(device))
+    if run is None:
+        run = RunFolder.start(out, "unlearn", settings, resume=resume, overwrite=overwrite)
     trainer = Trainer(wf, dataset, config, run.path, console=console)
     result = trainer.fit(resume=resume)
     card = {"unlearning": config.to_dict(), "seed": config.seed, "data": dataset.name, "model": base.meta["model"]}
     wf.save_memory(run.file(MEMORY), {**card, "metrics": result.best.to_dict()})
     run.write_metrics(result.to_dict())
-    run.file(CHECKPOINT).unlink(missing_ok=True)
+    _remove_checkpoint(run)
     return Unlearned(run, base, wf)
 
 
@@ -188,12 +233,18 @@ def evaluate(
     seed: int = 0,
     statistics: bool = True,
     on_image: Callable[[int], None] | None = None,
+    on_checked: Checked | None = None,
 ) -> Evaluation:
     """Measure an unlearned run on the test split of its data, beside the controls, and record it in the run folder.
 
+    Args:
+        on_image: called with the number of images after each forward pass.
+        on_checked: called with (test images checked, images in all) before the first of them.
+
     Raises:
-        MemmodError: the device cannot be used, or a class has no test images.
+        MemmodError: the device cannot be used, a class has no test images, or images cannot be used.
     """
+    _check_test(dataset, on_checked)
     wf = unlearned.wf.to(usable_device(device), memory_format=LAYOUT)
     card = scorecard(
         wf,
@@ -230,6 +281,7 @@ def bake(
     threshold: float = 0.3,
     data_root: str | None = None,
     overwrite: bool = False,
+    on_checked: Checked | None = None,
 ) -> Baked:
     """Write one selection into ordinary weights of the base's architecture, and measure them as loaded from the file.
 
@@ -237,9 +289,11 @@ def bake(
         forget: the classes, at least one and not all of them.
         out: default: baked-CLASSES.safetensors in the run folder; a .json beside it says how to load it.
         threshold: gates below it become exactly 0.
+        on_checked: called with (test images checked, images in all) before anything is written.
 
     Raises:
-        MemmodError: the file exists, data missing, or the baked model is no longer of the base's architecture.
+        MemmodError: the file exists, data missing or unusable, or the baked model is no longer of the base's
+            architecture.
     """
     wf, base, names = unlearned.wf, unlearned.base, unlearned.base.meta["class_names"]
     if not 0 < len(set(forget)) < wf.num_classes:
@@ -257,11 +311,17 @@ def bake(
     existing = [str(path) for path in (weights, card) if path.exists()]
     if existing and not overwrite:
         raise RunError(f"already there: {' and '.join(existing)}; choose another --out, or replace with --overwrite")
-    test = unlearned.load_data(data_root).test
+    dataset = unlearned.load_data(data_root)
+    _check_test(dataset, on_checked)
+    test = dataset.test
     x = test.batch(torch.arange(min(len(test), 64)))
     whole = wf.bake(selection)
     model = in_base_architecture(wf, wf.bake(selection, threshold), base.model, x)
     write_state(weights, model, {"memmod": "baked", "forgotten": ", ".join(names[c] for c in forget)})
+    rows = [gates[list(forget)].prod(0) for gates in wf.gates().values()]
+    zeroed, units = sum(int((row < threshold).sum()) for row in rows), sum(row.numel() for row in rows)
+    baked = Baked(weights, card, (), zeroed, units)
+    write_json(card, _baked_card(baked, unlearned, forget, threshold))
     loaded = create_model(base.meta["model"], wf.num_classes, tuple(base.meta["input_shape"]))
     loaded.load_state_dict(load_file(weights))
     selections = [tuple(forget)]
@@ -274,11 +334,14 @@ def bake(
             method=f"baked, gates below {threshold:g} zeroed (the file)",
         ),
     )
-    rows = [gates[list(forget)].prod(0) for gates in wf.gates().values()]
-    zeroed, units = sum(int((row < threshold).sum()) for row in rows), sum(row.numel() for row in rows)
-    baked = Baked(weights, card, stages, zeroed, units)
+    baked = replace(baked, stages=stages)
     write_json(card, _baked_card(baked, unlearned, forget, threshold))
     return baked
+
+
+def _check_test(dataset: Dataset, on_checked: Checked | None) -> None:
+    check_classes(f"the test split of {dataset.name}", dataset.test.labels, dataset.class_names)
+    dataset.test.check(on_checked)
 
 
 def _baked_card(baked: Baked, unlearned: Unlearned, forget: Sequence[int], threshold: float) -> dict[str, Any]:
@@ -311,5 +374,6 @@ def _baked_card(baked: Baked, unlearned: Unlearned, forget: Sequence[int], thres
 
 
 def slug(text: str) -> str:
-    """A file name's part of any text: what is neither letter, digit, dot nor dash becomes a dash."""
-    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "unnamed"
+    """A part of a file name, of at most 120 bytes: what is neither letter, digit, dot nor dash becomes a dash."""
+    short = re.sub(r"[^\w.-]+", "-", text).encode()[:120].decode(errors="ignore")
+    return short.strip("-.") or "unnamed"

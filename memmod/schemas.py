@@ -1,4 +1,4 @@
-"""What the cards of memory files and bases must hold, as msgspec structs."""
+"""What the cards of memory files, bases and checkpoints must hold, as msgspec structs."""
 
 from __future__ import annotations
 
@@ -69,6 +69,25 @@ class BaseCard(msgspec.Struct, frozen=True):
             raise ValueError(f"input_shape is {list(self.input_shape)}, more than {LARGEST_IMAGE} values an image")
         if self.version >= SEALED_SINCE and None in (self.tensors_sha256, self.card_sha256):
             raise ValueError(f"tensors_sha256 or card_sha256 is missing, which format version {self.version} has")
+
+
+class CheckpointCard(msgspec.Struct, frozen=True):
+    """The card of a checkpoint; `progress` is checked by what it is the progress of."""
+
+    format: str
+    version: int
+    run: dict[str, Any]
+    progress: dict[str, Any]
+    tensors_sha256: Sha256
+    card_sha256: Sha256
+
+
+class TrainingProgress(msgspec.Struct, frozen=True):
+    """How far the training of a base is."""
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    losses: list[float]
+    environment: dict[str, Any]
 
 
 def class_names_fit(num_classes: int, class_names: tuple[str, ...] | None) -> None:

@@ -1,32 +1,46 @@
-"""Base models: small networks for 8×8 and 28×28 images, any timm model by name, their training and their files."""
+"""Base models: small networks for 8×8 and 28×28 images, any timm model by name, and their files."""
 
 from __future__ import annotations
 
 import difflib
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from memmod.data import Dataset, Split
-from memmod.errors import DataError, ModelError, RunError
+from memmod.data import Dataset
+from memmod.errors import DataError, ModelError
 from memmod.memory import write_atomically
 from memmod.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
+from memmod.state import saveable_state
 from memmod.strict_json import Origin, as_json, check, dump, parse, without_nan
+from memmod.training import TrainConfig, accuracies, augment, default_training, train_model
+
+__all__ = [
+    "SMALL",
+    "SmallResNet",
+    "SmallVGG",
+    "TrainConfig",
+    "accuracies",
+    "augment",
+    "base_meta",
+    "create_model",
+    "default_training",
+    "load_base",
+    "save_base",
+    "train_model",
+]
 
 logger = logging.getLogger(__name__)
 
 # Of base.json.
 FORMAT_VERSION = 2
 SMALL = ("resnet", "vgg", "vit")
-EVALUATION_BATCH = 500
 
 
 def create_model(
@@ -168,122 +182,6 @@ class SmallVGG(nn.Module):
         return self.fc(self.features(x).mean(dim=(2, 3)))
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a base is trained: AdamW with a one-cycle learning rate (arXiv 1708.07120) on cross-entropy.
-
-    `shift` moves images by up to that many pixels; `flip` mirrors half of them.
-    """
-
-    epochs: int = 6
-    batch_size: int = 128
-    lr: float = 3e-3
-    weight_decay: float = 0.01
-    label_smoothing: float = 0.0
-    shift: int = 0
-    flip: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
-            raise RunError(f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be at least 1")
-
-
-def default_training(model: str, dataset: Dataset) -> TrainConfig:
-    """Settings under which the small networks reach their accuracy on small images; a start for other models."""
-    few = len(dataset.train) < 5000
-    config = TrainConfig(epochs=60, batch_size=64) if few else TrainConfig(epochs=6)
-    if model == "vit":
-        # On a held-out third of the digits' training half, two seeds: 0.963 with lr 4e-3 and dropout, 0.950 with a mean
-        # over patches instead of a class token; one seed without dropout: 0.963 with 8e-3, 0.952 with 4e-3, 0.90 with
-        # 2e-3. Shifted images cost 0.05.
-        config = replace(config, lr=4e-3 if few else 2e-3, weight_decay=0.05, batch_size=32 if few else 128)
-    else:
-        config = replace(config, shift=1)
-    return replace(config, flip=dataset.name == "fashion-mnist")
-
-
-def train_model(
-    model: nn.Module,
-    dataset: Dataset,
-    config: TrainConfig | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> dict[str, Any]:
-    """Train a base in place and measure it on the test split.
-
-    Args:
-        model: a classifier of `dataset`'s classes.
-        config: default: `TrainConfig()`.
-        progress: called after each step with (step, steps, loss).
-
-    Returns:
-        {"accuracy": on the test split, "class_accuracy": per class, "train_loss": of the last epoch}.
-
-    Raises:
-        RunError: the loss is not finite; `model` is left as it was at that step.
-    """
-    config = config or TrainConfig()
-    generator = torch.Generator().manual_seed(config.seed)
-    per_epoch = -(-len(dataset.train) // config.batch_size)
-    steps = config.epochs * per_epoch
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps, pct_start=0.2)
-    model.train()
-    losses: list[float] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        for step in range(steps):
-            if step % per_epoch == 0:
-                order = torch.randperm(len(dataset.train), generator=generator)
-                losses.clear()
-            place = step % per_epoch * config.batch_size
-            chosen = order[place : place + config.batch_size]
-            x = augment(dataset.train.batch(chosen), config, generator)
-            loss = F.cross_entropy(model(x), dataset.train.labels[chosen], label_smoothing=config.label_smoothing)
-            if not torch.isfinite(loss):
-                raise RunError(f"the loss is {loss.item()} at step {step + 1} of {steps}: lower lr ({config.lr})")
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            if progress is not None:
-                progress(step + 1, steps, losses[-1])
-    model.eval()
-    accuracy, by_class = accuracies(model, dataset.test, dataset.num_classes)
-    return {"accuracy": accuracy, "class_accuracy": by_class, "train_loss": sum(losses) / len(losses)}
-
-
-def augment(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Randomly shifted (per sample, edges filled with the border's values) and mirrored images ``[B, C, H, W]``."""
-    batch, _, height, width = x.shape
-    if config.shift:
-        span = 2 * config.shift + 1
-        dy, dx = torch.randint(span, (2, batch), generator=generator)
-        padded = F.pad(x, (config.shift,) * 4, mode="replicate")
-        rows = (dy[:, None] + torch.arange(height))[:, None, :, None]
-        columns = (dx[:, None] + torch.arange(width))[:, None, None, :]
-        x = padded[
-            torch.arange(batch)[:, None, None, None], torch.arange(x.shape[1])[None, :, None, None], rows, columns
-        ]
-    if config.flip:
-        mirrored = torch.rand(batch, generator=generator) < 0.5
-        x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
-    return x
-
-
-@torch.no_grad()
-def accuracies(model: nn.Module, split: Split, num_classes: int) -> tuple[float, list[float]]:
-    """(accuracy, accuracy per class) of a model on a split; a class without images gets NaN."""
-    predicted = torch.cat(
-        [model(split.batch(part)).argmax(1) for part in torch.arange(len(split)).split(EVALUATION_BATCH)]
-    )
-    right = (predicted == split.labels).double()
-    counts = torch.bincount(split.labels, minlength=num_classes).double()
-    per_class = torch.bincount(split.labels, weights=right, minlength=num_classes) / counts
-    return right.mean().item(), per_class.tolist()
-
-
 def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write a base to a folder: base.safetensors and base.json, which holds the hashes of the weights and of itself.
 
@@ -292,9 +190,10 @@ def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any])
 
     Raises:
         DataError: `meta` is not JSON, or lacks what it must hold.
+        ModelError: an entry of the state that safetensors does not keep.
     """
     origin = Origin("the meta of the base", DataError, "nothing was written; mend it and save again")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = saveable_state(model)
     card = seal({**as_json(meta, origin), "version": FORMAT_VERSION}, state)
     _check_base_card(card, origin)
     write_atomically(Path(folder) / "base.safetensors", serialise(state))

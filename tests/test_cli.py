@@ -321,6 +321,7 @@ def test_unwritable_folder_is_one_message(tmp_path):
         ("train", "--epochs", "many"),
         ("unlearn", "--steps", "0"),
         ("unlearn", "--resume", "--overwrite"),
+        ("train", "--resume", "--overwrite"),
         ("evaluate",),
         ("evaluate", "run", "--sets", "two"),
         ("bake", "run"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from memmod.data import batches_of
 from memmod.errors import DataError, SelectionError
 from memmod.observe import logits_of
 from memmod.selection import Forget
@@ -175,7 +176,7 @@ def evaluate(
 def batches(
     split: Split, batch_size: int, device: torch.device | str, order: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images on `device`, labels on the CPU) of a split, batch by batch, each image decoded once."""
+    """(images on `device`, labels on the CPU) of a split, in batches (see `batches_of`), each image decoded once."""
     order = torch.arange(len(split)) if order is None else order
-    for part in order.split(batch_size):
+    for part in batches_of(order, batch_size):
         yield split.batch(part).to(device), split.labels[part]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from memmod.errors import ModelError
+from memmod.errors import ModelError, RunError
 from memmod.evaluation.accuracy import BATCH, Accuracies, Selections, Tally, as_forget, batches, single_classes
 from memmod.observe import logits_of
 
@@ -32,12 +32,15 @@ def restandardised(
 
     Args:
         selections: what to forget each time; default: every class by itself.
-        batch_size: images whose statistics are taken together.
+        batch_size: images whose statistics are taken together, at least 2.
 
     Raises:
         ModelError: the network has no normalised units.
         DataError: a selected class has no images.
+        RunError: `batch_size` is below 2.
     """
+    if batch_size < 2:
+        raise RunError(f"batch_size is {batch_size}; statistics are those of at least 2 images")
     if not wf.has_batch_statistics:
         raise ModelError("this network has no unit normalised by BatchNorm, so there is nothing to re-standardise")
     selections = single_classes(wf.num_classes) if selections is None else selections

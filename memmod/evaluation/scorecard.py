@@ -67,13 +67,15 @@ class Scorecard:
     def table(self, title: str | None = None) -> Table:
         """A rich table: a line per class with memmod's figures, then one per method and per size of random sets."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, caption=f"{self.images} images; base accuracy {percent(self.base_accuracy)}")
+        shown = None if title is None else Text(title, "table.title")
+        table = Table(title=shown, caption=f"{self.images} images; base accuracy {percent(self.base_accuracy)}")
         table.add_column("forgotten")
         for heading in ("Acc_f", "Acc_f before", "Acc_r", "Acc_r before", "d (points)"):
             table.add_column(heading, justify="right")
         for c, (name, d) in enumerate(zip(self.class_names, self.difference(), strict=True)):
-            table.add_row(name, *_cells(self.memmod, self.original, c), _points(d))
+            table.add_row(Text(name), *_cells(self.memmod, self.original, c), _points(d))
         table.add_section()
         for method in self.methods:
             table.add_row(f"mean, {method.method}", *_means(method, self.original))

@@ -4,56 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any, TypeVar
 
-import msgspec
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from memmod.errors import RunError
 from memmod.memory import write_atomically
-from memmod.schemas import Sha256
 from memmod.sealed import check_card, check_tensors, read_tensors, seal
 from memmod.strict_json import Origin, as_json, check, parse
-from memmod.unlearning.monitor import Evaluation
-from memmod.unlearning.objectives import Losses
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "memmod-checkpoint"
 FORMAT_VERSION = 2
-GROUPS = ("memories", "best", "optimiser", "generators")
 
-_Steps = Annotated[int, msgspec.Meta(ge=0)]
-_Means = Annotated[list[float], msgspec.Meta(min_length=len(Losses._fields), max_length=len(Losses._fields))]
-
-
-class CheckpointCard(msgspec.Struct, frozen=True):
-    """The card of a checkpoint."""
-
-    format: str
-    version: int
-    run: dict[str, Any]
-    progress: dict[str, Any]
-    tensors_sha256: Sha256
-    card_sha256: Sha256
-
-
-class Progress(msgspec.Struct, frozen=True):
-    """How far a round is: `Checkpoint.progress`."""
-
-    step: _Steps
-    seconds: Annotated[float, msgspec.Meta(ge=0)]
-    history: Annotated[list[Evaluation], msgspec.Meta(min_length=1)]
-    since_evaluation: list[_Means]
-    best: Evaluation
-    warned: list[str]
-    environment: dict[str, Any]
-
-
-class _Document(msgspec.Struct, frozen=True):
-    progress: Progress
+T = TypeVar("T")
 
 
 @dataclass
@@ -100,6 +68,8 @@ class Checkpoint:
                 f"the checkpoint {path} has format version {card.get('version')}, this memmod reads {FORMAT_VERSION}: "
                 "go on with the memmod that wrote it, or start anew"
             )
+        from memmod.schemas import CheckpointCard
+
         checked = check(card, CheckpointCard, origin)
         check_card(card, origin)
         check_tensors(card, flat, origin)
@@ -109,17 +79,17 @@ class Checkpoint:
             tensors.setdefault(group, {})[name] = tensor
         return cls(checked.run, checked.progress, tensors)
 
-    def state(self, path: str | os.PathLike) -> Progress:
-        """The progress and the groups of tensors of a round, checked.
+    def checked_progress(self, type: type[T], groups: Sequence[str], path: str | os.PathLike) -> T:
+        """The progress as a msgspec Struct, in a checkpoint that holds these groups of tensors.
 
         Raises:
             RunError: a field is missing or of another type, or a group of tensors is missing.
         """
         origin = Origin(f"the checkpoint {path}", RunError, "delete it and start anew")
-        missing = [group for group in GROUPS if group not in self.tensors]
+        missing = [group for group in groups if group not in self.tensors]
         if missing:
             origin.refuse(f"is damaged: it holds no {' and no '.join(missing)}")
-        return check({"progress": self.progress}, _Document, origin).progress
+        return check(self.progress, type, origin)
 
     def check_run(self, run: dict[str, Any], path: str | os.PathLike) -> None:
         """Check that this checkpoint belongs to the round described by `run`.

@@ -17,18 +17,19 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from memmod.data import stratified
+from memmod.data import at_most, check_classes
 from memmod.errors import DataError, MemmodError, ModelError, RunError
 from memmod.evaluation.sampled import SampledSplit
 from memmod.memory import check_memories
 from memmod.observe import logits_of
-from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, Progress, load_optimiser, optimiser_tensors
+from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
 from memmod.unlearning.expansion import expand
 from memmod.unlearning.frozen import FrozenLogits
 from memmod.unlearning.monitor import Evaluation, find_warnings
 from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, weighted
 from memmod.unlearning.presets import UnlearnConfig, default
 from memmod.unlearning.progress import ProgressBar
+from memmod.unlearning.round_progress import GROUPS, RoundProgress
 from memmod.unlearning.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -116,11 +117,12 @@ class Trainer:
         self.console = console
         if data.num_classes != wf.num_classes:
             raise DataError(f"{data.name} has {data.num_classes} classes, but the model forgets {wf.num_classes}")
-        _check_classes(data.name, data.train.labels, self.class_names)
+        held_out = 1 if validation is None else 0
+        check_classes(f"the training split of {data.name}", data.train.labels, self.class_names, 1 + held_out)
         self.train, self.validation = data.train, validation
         if validation is None:
-            self.train, self.validation = _held_out(data.train, self.config)
-        _check_classes(f"the validation split of {data.name}", self.validation.labels, self.class_names)
+            self.train, self.validation = _held_out(data.train, self.config, self.class_names)
+        check_classes(f"the validation split of {data.name}", self.validation.labels, self.class_names)
         self.data_name = data.name
 
     def fit(self, resume: bool = False) -> UnlearnResult:
@@ -323,7 +325,7 @@ class _Round:
             RunError: it is of another round, or holds what does not fit this one.
         """
         checkpoint.check_run(self._description(), path)
-        progress, tensors = checkpoint.state(path), checkpoint.tensors
+        progress, tensors = checkpoint.checked_progress(RoundProgress, GROUPS, path), checkpoint.tensors
         if progress.environment != _environment():
             logger.warning(
                 f"the checkpoint {path} was written under {progress.environment}, this is {_environment()}: "
@@ -346,7 +348,7 @@ class _Round:
         self.warned = set(progress.warned)
         self.best_memories = tensors["best"]
 
-    def _check_progress(self, progress: Progress) -> None:
+    def _check_progress(self, progress: RoundProgress) -> None:
         if progress.step > self.config.steps:
             raise RunError(f"it is at step {progress.step} of {self.config.steps}")
         classes = {len(evaluation.acc_forget) for evaluation in (*progress.history, progress.best)}
@@ -366,31 +368,10 @@ class _Round:
         }
 
 
-def _held_out(train: Split, config: UnlearnConfig) -> tuple[Split, Split]:
-    """(training, validation): a share of every class, of which at most `validation_images` are used."""
-    rest, held = train.holdout(config.validation_fraction, config.seed)
-    if len(held) > config.validation_images:
-        share = config.validation_images / len(held)
-        held = held.subset(stratified(held.labels, share, config.seed)[1])
-    return rest, held
-
-
-def _check_classes(what: str, labels: Tensor, class_names: tuple[str, ...]) -> None:
-    classes = len(class_names)
-    if classes < 2:
-        raise DataError(f"{what} has {classes} class; to forget one, at least 2 are needed")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise DataError(
-            f"{what} has labels from {int(labels.min())} to {int(labels.max())}; they must lie in 0 to {classes - 1}"
-        )
-    missing = (torch.bincount(labels, minlength=classes) == 0).nonzero().flatten().tolist()
-    if missing:
-        shown = ", ".join(f"{c} ({class_names[c]!r})" for c in missing[:8])
-        more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-        raise DataError(
-            f"{what} has no images of class {shown}{more}: every class to be forgotten needs some; add them, or use "
-            "a base without these classes"
-        )
+def _held_out(train: Split, config: UnlearnConfig, class_names: tuple[str, ...]) -> tuple[Split, Split]:
+    """(training, validation): a share of every class, of which about `validation_images` at most are used."""
+    rest, held = train.holdout(config.validation_fraction, config.seed, class_names)
+    return rest, held.subset(at_most(held.labels, config.validation_images, config.seed))
 
 
 def _digest(labels: Tensor) -> str:
