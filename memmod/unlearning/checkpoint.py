@@ -85,7 +85,7 @@ class Checkpoint:
         Raises:
             RunError: a field is missing or of another type, or a group of tensors is missing.
         """
-        origin = Origin(f"the checkpoint {path}", RunError, "delete it and start anew")
+        origin = Origin(f"the progress in the checkpoint {path}", RunError, "delete it and start anew")
         missing = [group for group in groups if group not in self.tensors]
         if missing:
             origin.refuse(f"is damaged: it holds no {' and no '.join(missing)}")

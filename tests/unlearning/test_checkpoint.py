@@ -166,17 +166,17 @@ def _set(**values):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda card: card["progress"].pop("best"), "field `best` at $.progress"),
+        (lambda card: card["progress"].pop("best"), "missing required field `best`"),
         (lambda card: card["progress"]["best"].update(acc_forget=[]), "of [0, 4] classes"),
-        (lambda card: card["progress"]["best"].update(acc_forget="x"), "$.progress.best.acc_forget"),
-        (_set(history=[]), "$.progress.history"),
-        (_set(history=[1]), "$.progress.history[0]"),
-        (_set(since_evaluation=[[1.0]]), "$.progress.since_evaluation[0]"),
-        (_set(step=-1), "$.progress.step (it is -1)"),
+        (lambda card: card["progress"]["best"].update(acc_forget="x"), "$.best.acc_forget"),
+        (_set(history=[]), "$.history"),
+        (_set(history=[1]), "$.history[0]"),
+        (_set(since_evaluation=[[1.0]]), "$.since_evaluation[0]"),
+        (_set(step=-1), "$.step (it is -1)"),
         (_set(step=10**30), "of 12"),
-        (_set(seconds="1"), "$.progress.seconds"),
-        (_set(warned=5), "$.progress.warned"),
-        (_set(environment=[]), "$.progress.environment"),
+        (_set(seconds="1"), "$.seconds"),
+        (_set(warned=5), "$.warned"),
+        (_set(environment=[]), "$.environment"),
     ],
 )
 def test_progress_that_cannot_be(tmp_path, halfway, edit, words):
