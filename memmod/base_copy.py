@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from memmod.errors import ModelError
@@ -41,7 +42,7 @@ def detached_copy(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.M
     """
     memo = {} if memo is None else memo
     for parameter in module.parameters():
-        if parameter.is_inference() and id(parameter) not in memo:
+        if not is_lazy(parameter) and parameter.is_inference() and id(parameter) not in memo:
             memo[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
     try:
         with _Detaching():

@@ -26,7 +26,7 @@ class Coverage:
 
     def warn(self, model: nn.Module) -> None:
         """Warn where less than half is gated: what the other weights carry cannot be forgotten."""
-        if 2 * self.gated < self.total:
+        if 0 < 2 * self.gated < self.total:
             logger.warning(
                 "only %.1f %% of the linear and conv weights of %s are gated, so most of what it learned stays as it "
                 "is; summary() gives the reason of each layer",

@@ -56,17 +56,23 @@ class Example:
     def with_sample_changed(self, sample: int) -> Example:
         """The same example with other content in one sample.
 
-        Whole numbers stay within the values that they have, unless nothing would change; so does a mask.
+        Whole numbers stay within the values that they have where that changes anything.
+
+        Raises:
+            ModelError: samples without content.
         """
         generator = torch.Generator().manual_seed(1)
-        for change in (_varied, _forced):
-            changed = self._map(lambda t, change=change: _with_row(t, sample, change(t, sample, generator)))
-            if any(not torch.equal(a, b) for a, b in zip(self.tensors, changed.tensors, strict=True)):
-                return changed
-        raise ModelError(
-            f"example_input of shape {(self.batch, *self.shape)} and type {self.tensors[0].dtype} has no content that "
-            "could be changed, which is how memmod tells one sample from another: pass samples of more than 0 values"
-        )
+        first = self.tensors[0]
+
+        def change(t: Tensor) -> Tensor:
+            changed = _with_row(t, sample, _varied(t, sample, generator, even_constant=t is first))
+            # A constant beside the input is a mask, say, and stays as it is; the input itself has to change.
+            unchanged = t is first and torch.equal(changed, t)
+            return _with_row(t, sample, _forced(t, sample)) if unchanged else changed
+
+        if not first.numel():
+            raise ModelError(f"example_input has shape {tuple(first.shape)}, so it has no content: pass larger samples")
+        return self._map(change)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Example:
         def per_sample(t: Any) -> Any:
@@ -111,32 +117,29 @@ def _with_row(t: Tensor, sample: int, row: Tensor) -> Tensor:
     return t
 
 
-def _varied(t: Tensor, sample: int, generator: torch.Generator) -> Tensor:
+def _varied(t: Tensor, sample: int, generator: torch.Generator, even_constant: bool) -> Tensor:
     """Noise of the tensor's own mean and spread; whole numbers and masks in the opposite order."""
     if not t.is_floating_point():
         return t[sample].flatten().flip(0).view_as(t[sample])
     values = t.float()
-    if not torch.isfinite(values).all():
-        return t[sample]
     spread = values.std() if t.numel() > 1 else torch.zeros(())
+    if not torch.isfinite(spread) or not (spread > 0 or even_constant):
+        return t[sample]
     # A constant has no spread of its own: its magnitude, or 1 for zeros.
     scale = spread if spread > 0 else values.mean().abs()
     noise = torch.randn(t[sample].shape, generator=generator, dtype=torch.float32).to(t.device)
     return (noise * (scale if scale > 0 else 1.0) + values.mean()).to(t.dtype)
 
 
-def _forced(t: Tensor, sample: int, _generator: torch.Generator) -> Tensor:
-    """Whole numbers and masks that reading backwards left as they are: another sample's, else the next smaller ones."""
-    own = t[sample]
-    if t.is_floating_point() or t.is_complex():
-        return own + 1
-    other = t[(sample + 1) % len(t)]
+def _forced(t: Tensor, sample: int) -> Tensor:
+    """What reading backwards left as it is: another sample's content, else the next smaller numbers."""
+    own, other = t[sample], t[(sample + 1) % len(t)]
     if not torch.equal(other, own):
         return other
     if t.dtype == torch.bool:
         return ~own
     # One less is an index that a table with this value has; 0 has only its upper neighbour.
-    return torch.where(own > 0, own - 1, own + 1)
+    return own + 1 if t.is_complex() else torch.where(own > 0, own - 1, own + 1)
 
 
 def default_example(model: nn.Module) -> Example:

@@ -47,7 +47,7 @@ def loose_weights(
                 for parameter in _parameters_behind(operand, observation, reached):
                     uses.setdefault(parameter, call)
     places: dict[int, LooseWeight] = {}
-    found: dict[str, LooseWeight] = {}
+    found: dict[tuple[str, str], LooseWeight] = {}
     for parameter, call in uses.items():
         if parameter in owned:
             continue
@@ -57,7 +57,7 @@ def loose_weights(
         else:
             places = places or dict(_unregistered(model))
             loose = places.get(parameter) or _outside(observation, parameter, call)
-        found.setdefault(loose.name, loose)
+        found.setdefault((loose.name, loose.reason), loose)
     return list(found.values())
 
 

@@ -28,7 +28,8 @@ class FunctionCall:
 
     @property
     def name(self) -> str:
-        return getattr(self.func, "__name__", str(self.func))
+        """The function's name; an operator's without its overload ("linear" for aten.linear.default)."""
+        return getattr(self.func, "__name__", str(self.func)).partition(".")[0]
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class Draws:
-    """Whether a run took random numbers from torch's generators."""
+    """Whether a run took random numbers."""
 
     taken = False
 
@@ -39,12 +41,15 @@ def fixed_draws(tensors: list[Tensor]) -> Iterator[Draws]:
                 numpy.random.seed(0)
             before = _states(devices)
             yield draws
-            draws.taken = not all(map(torch.equal, before, _states(devices)))
+            draws.taken = before != _states(devices)
     finally:
         random.setstate(own)
         if numpy:
             numpy.random.set_state(numpys)
 
 
-def _states(devices: list[int]) -> list[Tensor]:
-    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+def _states(devices: list[int]) -> list[Any]:
+    numpy = sys.modules.get("numpy")
+    states = [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
+    numpys = pickle.dumps(numpy.random.get_state()) if numpy else None
+    return [*(state.numpy().tobytes() for state in states), random.getstate(), numpys]

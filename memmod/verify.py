@@ -84,6 +84,12 @@ def _check_all(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
     probe.everywhere = _index(wf, [-1, 0, -1])
     selected = _logits(wf, probe, three)
     if not torch.equal(nothing[[0, 2]], selected[[0, 2]]):
+        if _base_mixes_samples(wf, probe, three, nothing):
+            raise ModelError(
+                "the model itself mixes the samples of a batch (dynamic quantisation takes one scale from all of them, "
+                "batch statistics do alike), so a selection for one sample changes the others: use one selection for "
+                "the whole batch, or take that part out"
+            )
         guilty = [name for name in probe.layers.values() if _mixes_samples(wf, probe, three, nothing, name)]
         raise ModelError(
             f"gating one sample changes other samples' logits; the rows of {_list(guilty) or 'some layer'} are not "
@@ -93,6 +99,11 @@ def _check_all(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
         raise ModelError(
             "gating a sample in every layer leaves its logits unchanged: no gate reaches the logits" + _plain(example)
         )
+
+
+def _base_mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: Tensor) -> bool:
+    probe.everywhere = _index(wf, [-1, -1, -1])
+    return not torch.equal(_logits(wf, probe, three.with_sample_changed(1))[[0, 2]], nothing[[0, 2]])
 
 
 def _mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: Tensor, name: str) -> bool:
