@@ -153,6 +153,8 @@ def _rebind_functions(name: str, module: nn.Module, copies: dict[int, Any]) -> N
         if not isinstance(value, types.FunctionType):
             continue
         inner = getattr(value, "_torchdynamo_orig_callable", value)
+        # torch.compile wraps the library's own functions once more.
+        inner = inner if inner is value else inspect.unwrap(inner)
         if isinstance(inner, types.MethodType) and id(inner.__self__) in copies:
             delattr(module, attribute)
             if inner.__func__ is not getattr(type(module), attribute, None):

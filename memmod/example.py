@@ -99,8 +99,7 @@ class Example:
     @property
     def is_constant(self) -> bool:
         """Whether the first tensor has one value throughout."""
-        first = self.tensors[0]
-        return bool((first == first.flatten()[:1]).all()) if first.numel() else True
+        return _is_constant(self.tensors[0])
 
 
 def _ordinary(t: Any) -> Any:
@@ -122,13 +121,17 @@ def _varied(t: Tensor, sample: int, generator: torch.Generator, even_constant: b
     if not t.is_floating_point():
         return t[sample].flatten().flip(0).view_as(t[sample])
     values = t.float()
-    spread = values.std() if t.numel() > 1 else torch.zeros(())
-    if not torch.isfinite(spread) or not (spread > 0 or even_constant):
+    constant = _is_constant(values)
+    if not torch.isfinite(values).all() or (constant and not even_constant):
         return t[sample]
     # A constant has no spread of its own: its magnitude, or 1 for zeros.
-    scale = spread if spread > 0 else values.mean().abs()
+    scale = values.mean().abs() if constant else values.std()
     noise = torch.randn(t[sample].shape, generator=generator, dtype=torch.float32).to(t.device)
     return (noise * (scale if scale > 0 else 1.0) + values.mean()).to(t.dtype)
+
+
+def _is_constant(t: Tensor) -> bool:
+    return bool((t == t.flatten()[:1]).all())
 
 
 def _forced(t: Tensor, sample: int) -> Tensor:

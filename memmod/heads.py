@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import Tensor, nn
 
 from memmod.errors import ModelError
@@ -11,6 +13,8 @@ from memmod.outputs import called_logits, listed, logits_of, named_tensors, no_c
 HEAD_LAYERS = (nn.Linear, nn.Conv2d)
 # What reshapes a head's output and computes nothing.
 RESHAPES = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "float", "to")
+# Functions that do what a layer does: the layers in front of them are not the head.
+LAYER_CALLS = re.compile("^(linear|bilinear|conv)")
 
 
 def choose_logits(
@@ -126,7 +130,8 @@ def find_heads(model: nn.Module, observation: Observation, logits: Tensor) -> di
         seen.add(tensor_id)
         name = made_by.get(tensor_id)
         if name is None:
-            todo += [i for call in observation.producers(tensor_id) for i in call.inputs]
+            calls = observation.producers(tensor_id)
+            todo += [i for call in calls if not LAYER_CALLS.search(call.name) for i in call.inputs]
             continue
         units = model.get_submodule(name).weight.shape[0]
         if units == logits.shape[1]:

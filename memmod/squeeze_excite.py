@@ -68,7 +68,9 @@ class _Branches:
             if not pools:
                 # A module whose functions were not seen (TorchScript, a custom autograd function) links its ends.
                 unseen = [inputs for _, inputs in self.made_by[tensor_id]] if not calls else []
-                todo += [i for call in calls for i in call.inputs] + [id(t) for inputs in unseen for t in inputs]
+                # expand_as() and its kin take only the shape of their second tensor.
+                taken = [call.inputs[:1] if call.name.endswith("_as") else call.inputs for call in calls]
+                todo += [i for ids in taken for i in ids] + [id(t) for inputs in unseen for t in inputs]
         return layers if pooled else set()
 
 

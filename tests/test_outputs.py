@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import memmod.surgery
 from memmod import ModulateConfig, ModulatedModel, modulate
+from memmod.data import Split
 from memmod.errors import ModelError
 from memmod.evaluation.controls import without_gates
 from memmod.outputs import logits_of
@@ -101,25 +102,21 @@ def test_logits_are_found_and_used(form: str, tmp_path) -> None:
     assert torch.equal(again.logits(again(X, forget=1)), forgotten)
 
 
+class Images(Split):
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
 def test_controls_read_the_same_entry() -> None:
-    class Split:
-        labels = torch.tensor([0, 1, 2])
-
-        def __len__(self) -> int:
-            return 3
-
-        def batch(self, index: Tensor) -> Tensor:
-            return X[index]
-
-    def right(path: str) -> tuple[float, ...]:
-        base = Pair(lambda f, s: (f, s))
-        Split.labels = base(X)[1].argmax(1)
-        selections = [(int(Split.labels[0]),)]
-        found, _ = without_gates(base, Split(), selections, 8, logits_path=path)
-        return found.acc_forget
-
-    assert right("1") == (1.0,)
-    assert right("0") != (1.0,)
+    images = 3 * torch.randn(64, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    base = Pair(lambda f, s: (f, s))
+    split = Images(images, base(images)[1].argmax(1))
+    for path, right in (("1", True), ("0", False)):
+        original, _ = without_gates(base, split, [(int(split.labels[0]),)], 8, logits_path=path)
+        assert ((original.mean_forget, original.mean_retain) == (1.0, 1.0)) == right
 
 
 @pytest.mark.parametrize(("chosen", "path"), [(1, "1"), ("1", "1")])

@@ -146,7 +146,7 @@ def test_the_order_of_keys_does_not_count() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_dynamically_quantised_layers() -> None:
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 6), nn.ReLU(), nn.Linear(6, 4))
+    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 6), nn.ReLU(), nn.Linear(6, 4))
     base = torch.ao.quantization.quantize_dynamic(plain.eval(), {nn.Linear})
     assert state_sha256(base) == state_sha256(copy.deepcopy(base)) != state_sha256(plain)
     with torch.no_grad():
