@@ -18,8 +18,8 @@ class Coverage:
         self.seen: set[int] = set()
 
     def count(self, weight: Any, gated: bool) -> None:
-        """Add a layer's weight, once where layers share it."""
-        if isinstance(weight, Tensor) and id(weight) not in self.seen:
+        """Add a layer's weight, once where layers share it; vectors (biases) do not count."""
+        if isinstance(weight, Tensor) and weight.dim() > 1 and id(weight) not in self.seen:
             self.seen.add(id(weight))
             self.total += weight.numel()
             self.gated += weight.numel() if gated else 0

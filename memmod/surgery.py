@@ -33,7 +33,10 @@ HEAD = "the classifier head"
 CHOSEN_NOT_TO_GATE = (HEAD, "named in skip", "refused by the filter", "has no memory in the file")
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS|Rms)Norm|^FrozenBatchNorm")
-UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
+UNSUPPORTED = (
+    *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+)
 
 
 @dataclass(frozen=True)
@@ -232,12 +235,16 @@ def plan_layers(
     """
     modules = dict(surgery.model.named_modules())
     chosen: list[tuple[str, str | None]] = []
-    refusals = _Refusals(modules, first, second, heads, config, example, squeeze_excite_layers(surgery.model, first))
+    squeezed = squeeze_excite_layers(surgery.model, first)
+    if only is not None:
+        squeezed = {name for name in squeezed if not {name, _norm_behind(name, modules, first)} & only}
+    refusals = _Refusals(modules, first, second, heads, config, example, squeezed)
     coverage = Coverage()
     for name, module in modules.items():
         if isinstance(module, UNSUPPORTED):
             surgery.note(name, module, "skipped", f"{type(module).__name__} is not supported")
-            coverage.count(getattr(module, "weight", None), gated=False)
+            for weight in module.parameters():
+                coverage.count(weight, gated=False)
             continue
         if not isinstance(module, (nn.Linear, nn.Conv2d, Modulated)):
             if type(module).__module__.startswith(QUANTISED) and hasattr(module, "weight"):

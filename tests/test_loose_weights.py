@@ -112,6 +112,11 @@ CASES = {
         lambda net, x: F.conv1d(x[..., None], net.w)[..., 0],
         {"w": LOOSE.format("conv1d")},
     ),
+    "recurrent": (
+        keeping(rnn=lambda: nn.LSTM(6, 6, batch_first=True), cell=lambda: nn.GRUCell(6, 6)),
+        lambda net, x: net.cell(net.rnn(x[:, None])[0][:, 0]),
+        {"rnn": "LSTM is not supported", "cell": "GRUCell is not supported"},
+    ),
     "a layer's own": (
         keeping(layer=lambda: nn.Linear(6, 6)),
         lambda net, x: x @ net.layer.weight,

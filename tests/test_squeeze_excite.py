@@ -9,7 +9,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from memmod import ModulateConfig, modulate
+import memmod.surgery
+from memmod import ModulateConfig, ModulatedModel, modulate
 from tests.helpers import randomise
 
 REASON = "inside squeeze-excite"
@@ -145,6 +146,17 @@ def test_a_name_alone_says_nothing() -> None:
     x = torch.randn(2, 3, 6, 6)
     rows = modulate(kind(gated_unit), example_input=x).summary().rows
     assert REASON not in {row.reason for row in rows}
+
+
+def test_memory_files_that_gate_such_layers_load(tmp_path, monkeypatch) -> None:
+    base, x = Block(with_residual), torch.randn(2, 3, 6, 6)
+    path = tmp_path / "memory.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(memmod.surgery, "squeeze_excite_layers", lambda model, observation: set())
+        wf = modulate(base, example_input=x)
+    wf.save_memory(path)
+    again = ModulatedModel.from_file(base, path, x)
+    assert [name for name, _ in again.named_memories()] == ["stem.memory", "fc1.memory", "fc2.memory"]
 
 
 @pytest.mark.parametrize(
