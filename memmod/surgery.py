@@ -319,8 +319,8 @@ class _Refusals:
             return None
         if stays_the_same(calls, again) and any(id(t) in self.reached for call in calls for t in call.inputs):
             return (
-                "its output stayed the same when a sample of the example changed (closed units in front of it, or an "
-                "example that is too plain): pass another example_input"
+                "its output stayed the same when a sample of the example changed (a learned token or closed units in "
+                "front of it, weights of zero, an example that is too plain): if it should change, pass another example"
             )
         return "its rows are not samples (or not sample-major)"
 
