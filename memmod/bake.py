@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from memmod.base_copy import detached_copy
 from memmod.errors import ModelError
 from memmod.fuse import unfuse_activations
 from memmod.nn import ModulatedConv2d, ModulatedMultiheadAttention, ModulatedOutput
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 AGREEMENT = 1e-4
 
 
+@torch.inference_mode(False)
 def bake(wf: ModulatedModel, index: Tensor | None, threshold: float | None) -> nn.Module:
     """A new ordinary module equal to `wf` under one selection (index ``[1]`` or ``[1, S]``; None: nothing).
 
     Gates below `threshold` become exactly 0.
     """
-    model = copy.deepcopy(wf.model)
+    model = detached_copy(wf.model)
     for layer in list(model.modules()):
         if isinstance(layer, Modulated):
             gates = [_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)]
@@ -108,7 +109,7 @@ def _scaled_copy(inner: nn.Module, gates: Tensor, x: Tensor) -> nn.Module | None
     weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.shape[0] != gates.numel():
         return None
-    scaled = copy.deepcopy(inner)
+    scaled = detached_copy(inner)
     scaled.weight.data.mul_(gates.view(-1, *(1,) * (weight.dim() - 1)).to(weight.dtype))
     if isinstance(bias, nn.Parameter):
         scaled.bias.data.mul_(gates.to(bias.dtype))
@@ -161,12 +162,13 @@ def _channel_scale(gates: Tensor, dim: int, layer: ModulatedOutput) -> nn.Module
     raise ModelError(f"a gate along dimension {dim} of a layer's output has no ordinary layer to bake into")
 
 
+@torch.inference_mode(False)
 def unload(wf: ModulatedModel) -> nn.Module:
     """The base again, unfolded, as an ordinary module with weights of its own."""
     memo: dict = {}
-    model = copy.deepcopy(wf.model, memo)
+    model = detached_copy(wf.model, memo)
     for name, original in reversed(wf._originals):
-        replace_module(model, model.get_submodule(name), copy.deepcopy(original, memo))
+        replace_module(model, model.get_submodule(name), detached_copy(original, memo))
     return _restore(model, wf)
 
 

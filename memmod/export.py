@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memmod.errors import ModelError
 from memmod.memory import write_atomically
+from memmod.outputs import logits_of
 from memmod.state import serialised_state
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def in_base_architecture(wf: ModulatedModel, baked: nn.Module, base: nn.Module, 
         raise _other_architecture(base, str(error)) from None
     model.eval()
     with torch.no_grad():
-        expected, found = baked(x), model(x)
+        expected, found = (logits_of(network(x), wf.config.logits) for network in (baked, model))
     if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
         raise _other_architecture(base, "it computes other logits")
     return model

@@ -33,8 +33,8 @@ def foldable_pairs(model: nn.Module, observation: Observation) -> list[tuple[str
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether replacing `module` would lose a hook that somebody registered on it."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Whether replacing `module` would lose a hook, or a forward of its own, that somebody gave it."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def _folds(norm: nn.Module) -> bool:

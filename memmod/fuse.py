@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from memmod.example import Example
 from memmod.fold import has_hooks
 from memmod.nn import ModulatedConv2d, ModulatedLinear
 from memmod.observe import Observation, observe
 from memmod.plain import replace_module
-from memmod.surgery import Example, Surgery
+from memmod.surgery import Surgery
 
 
 class FusedReLU(nn.ReLU):

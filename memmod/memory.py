@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import Tensor
 
 from memmod.errors import MemoryFileError
-from memmod.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal, tensors_sha256
+from memmod.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
+from memmod.state_hash import state_sha256 as state_sha256
 from memmod.strict_json import Origin, as_json, check, parse
 
 FORMAT = "memmod-memory"
@@ -24,11 +25,6 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 logger = logging.getLogger(__name__)
 
 _AGAIN = "take an undamaged copy, or save it again with save_memory()"
-
-
-def state_sha256(model: nn.Module) -> str:
-    """SHA-256 of a model's state dict: names, dtypes, shapes and bytes, in the order of the names."""
-    return tensors_sha256(model.state_dict())
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:

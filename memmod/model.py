@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,16 +19,23 @@ from torch.utils._pytree import tree_leaves
 from memmod import bake as _bake
 from memmod import memory as memory_file
 from memmod import surgery as _surgery
+from memmod.base_copy import base_copy
+from memmod.class_names import checked_names
 from memmod.errors import MemoryFileError, ModelError, SelectionError
+from memmod.example import Example, default_example, random_images
 from memmod.fuse import fuse_activations
+from memmod.heads import choose_logits, find_heads, resolve_num_classes
 from memmod.nn._modulated import Modulated
 from memmod.nn.leaf import call_node
-from memmod.observe import observe
+from memmod.observe import Observation, observe, run_example, same_output
 from memmod.ops import gating
+from memmod.outputs import logits_of
 from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
-from memmod.surgery import Example, ModulateConfig, Row, Surgery
+from memmod.surgery import FOLD_TOLERANCE, ModulateConfig, Row, Surgery
 from memmod.verify import verify as _verify
+
+logger = logging.getLogger(__name__)
 
 # Values of one sample that `from_file` draws by itself: 64 MiB in fp32, more than 2,000 × 2,000 pixels in colour.
 LARGEST_DRAWN_SAMPLE = 2**24
@@ -154,6 +162,14 @@ class ModulatedModel(nn.Module):
         of_torch = type(self.model).forward.__module__.startswith("torch.")
         return None, functools.partial(_call, self.model) if of_torch else self.model, self.state.enter(running)
 
+    def logits(self, output: Any) -> Tensor:
+        """The logits ``[B, C]`` in what this model, or its base, returned; where they are is in ``config.logits``.
+
+        Raises:
+            ModelError: the output has no such entry.
+        """
+        return logits_of(output, self.config.logits)
+
     def _running(self, forget: Forget) -> Running:
         return self.state.running() if forget is None else self.state.selecting(self._index(forget))
 
@@ -265,7 +281,7 @@ class ModulatedModel(nn.Module):
         """
         if example_input is None:
             first = next(self.model.parameters())
-            example_input = _surgery.random_images((2, *self.input_shape), first)
+            example_input = random_images((2, *self.input_shape), first)
         _verify(self, Example.of(example_input))
 
     def bake(self, forget: Forget, threshold: float | None = None) -> nn.Module:
@@ -334,7 +350,7 @@ class ModulatedModel(nn.Module):
         try:
             config = ModulateConfig.from_dict(card["config"])
             if example_input is None:
-                example_input = _surgery.random_images((2, *shape), next(base.parameters()))
+                example_input = random_images((2, *shape), next(base.parameters()))
             wf = modulate(base, card["num_classes"], example_input, config, card["class_names"], only=layers)
         except ValueError as error:
             raise MemoryFileError(f"{path} does not fit this base: {error}") from error
@@ -438,12 +454,13 @@ def _keep_out_of_compiled_code() -> None:
     skip_code(ModulatedModel.forward.__code__)
 
 
+@torch.inference_mode(False)
 def modulate(
     model: nn.Module,
     num_classes: int | None = None,
     example_input: Any = None,
     config: ModulateConfig | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[Any, Any] | None = None,
     only: set[str] | None = None,
 ) -> ModulatedModel:
     """Give every linear and conv layer of a copy of `model`, but its classifier head, a memory of one row per class.
@@ -457,48 +474,70 @@ def modulate(
         num_classes: C; default: as many as the head's logits. Without a classifier: the number of concepts.
         example_input: a batch ``[B, ...]``, B ≥ 2, as the model takes it (a tuple of arguments or a dict of keyword
             arguments too); default: random images of the size that the model says it takes.
-        config: granularity, gate, which layers.
-        class_names: C names, so that selections can use them.
+        config: granularity, gate, which layers, and where the logits are in a model that returns several tensors.
+        class_names: C names, so that selections can use them: a list or tuple in the order of the classes' numbers, or
+            a mapping between names and numbers, either way round.
         only: gate exactly the layers of these names, as a memory file lists them.
 
     Raises:
-        ModelError: no layer can be gated, the example is rejected or too small, `num_classes` disagrees with the head.
+        ModelError: no layer can be gated; the model cannot be copied, or is TorchScript; the example is rejected or too
+            small; the logits are uncertain; `num_classes` or `class_names` disagrees with the head.
     """
     config = config or ModulateConfig()
-    example = default_or(example_input, model)
-    training = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    surgery = Surgery(copy.deepcopy(model).eval().requires_grad_(False))
-    base_sha256 = memory_file.state_sha256(model)
+    base = base_copy(model)
+    example = default_or(example_input, base)
+    training = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    base_sha256 = memory_file.state_sha256(base)
+    surgery = Surgery(base.eval().requires_grad_(False))
 
     first = observe(surgery.model, example.args, example.kwargs)
-    heads = _surgery.find_heads(surgery.model, first)
-    num_classes = _surgery.resolve_num_classes(num_classes, heads, first)
-    names = _checked_names(class_names, num_classes)
+    config = replace(config, logits=choose_logits(base, first, example.batch, num_classes, config.logits))
+    logits = logits_of(first.output, config.logits)
+    heads = find_heads(surgery.model, first, logits)
+    num_classes = resolve_num_classes(num_classes, heads, logits)
+    names = checked_names(class_names, num_classes)
 
     _surgery.open_attention(surgery, num_classes, config)
-    first = observe(surgery.model, example.args, example.kwargs)
+    before, first = first, observe(surgery.model, example.args, example.kwargs)
+    _check_draws(surgery.model, example, config, before, first)
     changed = example.with_sample_changed(1)
     second = observe(surgery.model, changed.args, changed.kwargs)
     norms = _surgery.fold(surgery, first, example) if config.fold else {}
-    chosen = _surgery.plan_layers(surgery, first, second, heads, norms, config, example.batch, only)
+    chosen = _surgery.plan_layers(surgery, first, second, heads, norms, config, example, only)
     gated = _surgery.gate_layers(surgery, chosen, norms, first, num_classes, config)
     fuse_activations(surgery, gated, example)
     _surgery.protect_outputs(surgery, gated, example)
     return ModulatedModel(surgery, num_classes, names, config, base_sha256, example.shape, training)
 
 
+def _check_draws(
+    model: nn.Module, example: Example, config: ModulateConfig, before: Observation, first: Observation
+) -> None:
+    """A model may draw from torch's, Python's or numpy's generators; with fixed draws its runs must agree.
+
+    Raises:
+        ModelError: two runs of the same example differ.
+    """
+    name = type(model).__name__
+    if first.is_random:
+        logger.warning(
+            "%s draws random numbers in eval mode (a functional dropout with training=True, say): its logits differ "
+            "from call to call; modulate() and verify() fix the draws",
+            name,
+        )
+    runs = [logits_of(run.output, config.logits) for run in (before, first)]
+    if same_output(*runs, FOLD_TOLERANCE):
+        return
+    with torch.no_grad():
+        again = logits_of(run_example(model, example.args, example.kwargs), config.logits)
+    if not same_output(again, runs[1], FOLD_TOLERANCE):
+        raise ModelError(
+            f"the output of {name} is random, or depends on earlier calls: two runs of the same example in eval mode "
+            "with the same seed differ, so nothing can be told from it; switch that part off (a generator of its own, "
+            "a counter, statistics that are updated in eval mode)"
+        )
+
+
 def default_or(example_input: Any, model: nn.Module) -> Example:
     """The example input, or the default for a model that says its input size."""
-    return _surgery.default_example(model) if example_input is None else Example.of(example_input)
-
-
-def _checked_names(class_names: Sequence[str] | None, num_classes: int) -> tuple[str, ...] | None:
-    if class_names is None:
-        return None
-    names = tuple(map(str, class_names))
-    if len(names) != num_classes:
-        raise ModelError(f"{len(names)} class_names for {num_classes} classes: pass one name per class")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ModelError(f"class_names repeats {', '.join(map(repr, repeated))}: each class needs a name of its own")
-    return names
+    return default_example(model) if example_input is None else Example.of(example_input)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from memmod.errors import ModelError
+from memmod.outputs import tensors_in
+from memmod.seeded import fixed_draws
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class FunctionCall:
 
     @property
     def name(self) -> str:
-        return getattr(self.func, "__name__", str(self.func))
+        """The function's name; an operator's without its overload ("linear" for aten.linear.default)."""
+        return getattr(self.func, "__name__", str(self.func)).partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,15 @@ class ModuleCall:
 class Observation:
     """What one example run did.
 
-    `calls` holds the functions in order; `modules` the calls of each module by name; `output` what the model returned.
+    `calls` holds the functions in order; `modules` the calls of each module by name; `output` what the model returned;
+    `tensors` every tensor seen, by id; `is_random` whether random numbers were drawn.
     """
 
     calls: list[FunctionCall] = field(default_factory=list)
     modules: dict[str, list[ModuleCall]] = field(default_factory=lambda: defaultdict(list))
     output: Any = None
-    _alive: list[Tensor] = field(default_factory=list)
+    tensors: dict[int, Tensor] = field(default_factory=dict)
+    is_random: bool = False
 
     def consumers(self, tensor: Tensor) -> list[FunctionCall]:
         """The calls that took `tensor` (views and in-place changes of it count)."""
@@ -56,11 +60,24 @@ class Observation:
 
     def is_returned(self, tensor: Tensor) -> bool:
         """Whether `tensor` is part of what the model returned."""
-        return any(part is tensor for part in tree_leaves(self.output))
+        return any(part is tensor for part in tensors_in(self.output))
 
     def producers(self, tensor_id: int) -> list[FunctionCall]:
         """The calls that returned the tensor of this id."""
         return [self.calls[i] for i in self._by_output().get(tensor_id, ())]
+
+    def reached_from(self, tensor_ids: Iterable[int]) -> set[int]:
+        """Ids of the tensors that were computed from these, and of these."""
+        reached = set(tensor_ids)
+        for call in self.calls:
+            if reached.intersection(call.inputs):
+                # What returns nothing wrote to its first argument (x[i] = y).
+                reached.update(call.outputs or call.inputs[:1])
+        return reached
+
+    def keep(self, tensors: Iterable[Tensor]) -> None:
+        """Hold tensors alive, so that their ids stay theirs."""
+        self.tensors.update((id(t), t) for t in tensors)
 
     def _by_input(self) -> dict[int, list[int]]:
         return self._table("_inputs", lambda call: call.inputs)
@@ -91,7 +108,7 @@ class _Recorder(TorchFunctionMode):
         # A call that returns no tensor reads metadata (x.shape), unless it returns nothing: then it wrote (x[i] = y).
         if outputs or out is None:
             inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-            self.observation._alive += inputs + outputs
+            self.observation.keep(inputs + outputs)
             self.observation.calls.append(
                 FunctionCall(func, tuple(map(id, inputs)), tuple(map(id, outputs)), self.stack[-1])
             )
@@ -115,15 +132,17 @@ def observe(model: nn.Module, args: tuple, kwargs: dict) -> Observation:
         def leave(_module, args, kwargs, out, name=name):
             recorder.stack.pop()
             inputs = tuple(t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor))
-            outputs = tuple(t for t in tree_leaves(out) if isinstance(t, Tensor))
-            observation._alive += [*inputs, *outputs]
+            outputs = tuple(tensors_in(out))
+            observation.keep((*inputs, *outputs))
             observation.modules[name].append(ModuleCall(inputs, outputs))
 
         handles.append(module.register_forward_pre_hook(enter))
         handles.append(module.register_forward_hook(leave, with_kwargs=True))
     try:
-        with torch.no_grad(), recorder:
-            observation.output = run_example(model, args, kwargs)
+        with torch.no_grad(), fixed_draws(_devices_of(model, args, kwargs)) as draws, recorder:
+            observation.output = _run(model, args, kwargs)
+        observation.keep(tensors_in(observation.output))
+        observation.is_random = draws.taken
     finally:
         for handle in handles:
             handle.remove()
@@ -131,11 +150,21 @@ def observe(model: nn.Module, args: tuple, kwargs: dict) -> Observation:
 
 
 def run_example(model: nn.Module, args: tuple, kwargs: dict) -> Any:
-    """``model(*args, **kwargs)``, with an error of memmod's own where the model rejects the example.
+    """``model(*args, **kwargs)`` with fixed random draws, and an error of memmod's own where it rejects the example.
 
     Raises:
         ModelError: the model rejects the example input.
     """
+    with fixed_draws(_devices_of(model, args, kwargs)):
+        return _run(model, args, kwargs)
+
+
+def _devices_of(model: nn.Module, args: tuple, kwargs: dict) -> list[Tensor]:
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    return [*tensors, *(p for p in (next(model.parameters(), None),) if p is not None)]
+
+
+def _run(model: nn.Module, args: tuple, kwargs: dict) -> Any:
     try:
         return model(*args, **kwargs)
     except Exception as error:
@@ -146,17 +175,14 @@ def run_example(model: nn.Module, args: tuple, kwargs: dict) -> Any:
         ) from error
 
 
-def logits_of(output: Any) -> Tensor:
-    """The first tensor ``[B, C]`` of what a model returned (a tensor, or a tuple, list or dict that holds it).
-
-    Raises:
-        ModelError: there is no tensor with two dimensions.
-    """
-    for part in tree_leaves(output):
-        if isinstance(part, Tensor) and part.dim() == 2:
-            return part
-    shapes = [tuple(t.shape) for t in tree_leaves(output) if isinstance(t, Tensor)]
-    raise ModelError(f"the model's output has no logits [B, num_classes]: it returned tensors of shapes {shapes}")
+def same_output(now: Any, before: Any, tolerance: float) -> bool:
+    """Whether two outputs of a model agree, up to `tolerance` × the magnitude of each tensor."""
+    for after, expected in zip(tensors_in(now), tensors_in(before), strict=True):
+        if after.is_floating_point() and after.numel():
+            scale = expected.abs().max().clamp_min(torch.finfo(expected.dtype).tiny)
+            if not (after - expected).abs().max() <= tolerance * scale:
+                return False
+    return True
 
 
 def rows_are_samples(first: list[ModuleCall], second: list[ModuleCall], batch: int, changed: int) -> bool:
@@ -173,19 +199,28 @@ def rows_are_samples(first: list[ModuleCall], second: list[ModuleCall], batch: i
         before, after = a.outputs[0], b.outputs[0]
         if before.shape != after.shape or before.dim() == 0 or before.shape[0] == 0 or before.shape[0] % batch:
             return False
-        differs = (before != after).reshape(batch, -1).any(dim=1).tolist()
+        # NaN differs from itself.
+        differs = (before != after) & ~((before != before) & (after != after))
+        differs = differs.reshape(batch, -1).any(dim=1).tolist()
         if differs != [sample == changed for sample in range(batch)]:
             return False
     return True
 
 
-def weight_readers(observation: Observation, owners: dict[int, str]) -> Iterator[tuple[str, FunctionCall]]:
-    """The calls that took a weight outside its own layer's forward: (layer name, call); `owners`: id(weight) → name."""
+def stays_the_same(first: list[ModuleCall], second: list[ModuleCall]) -> bool:
+    """Whether a layer gave the same outputs in two runs."""
+    pairs = [(a.outputs, b.outputs) for a, b in zip(first, second, strict=False)]
+    return len(first) == len(second) and all(all(map(torch.equal, a, b)) for a, b in pairs)
+
+
+def weight_readers(observation: Observation, owners: dict[int, list[str]]) -> Iterator[tuple[str, FunctionCall]]:
+    """(layer name, call) of the calls that took a weight outside the layers it belongs to.
+
+    Args:
+        owners: id of the weight → names of its layers.
+    """
     for call in observation.calls:
         for tensor_id in call.inputs:
-            owner = owners.get(tensor_id)
-            if owner is not None and call.module != owner:
-                yield owner, call
-
-
-LAYER_FUNCTIONS = (F.linear, torch.conv2d, F.conv2d, F.multi_head_attention_forward)
+            names = owners.get(tensor_id, ())
+            if call.module not in names:
+                yield from ((name, call) for name in names)

@@ -27,6 +27,7 @@ class StoredConfig(msgspec.Struct, frozen=True):
     skip: tuple[str, ...]
     fold: bool
     init: Annotated[float, msgspec.Meta(ge=torch.finfo(torch.float32).min, le=torch.finfo(torch.float32).max)]
+    logits: str | None = None
 
 
 class MemoryCard(msgspec.Struct, frozen=True):

@@ -12,29 +12,31 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from memmod.coverage import Coverage
 from memmod.errors import ModelError
+from memmod.example import Example
 from memmod.fold import foldable_pairs, folded_conv, has_hooks, what_is_left
+from memmod.loose_weights import loose_weights
 from memmod.nn import ModulatedConv2d, ModulatedLinear, ModulatedMultiheadAttention, ModulatedOutput
 from memmod.nn._modulated import GATES, GRANULARITIES, INITIAL_MEMORY, Modulated
-from memmod.observe import (
-    LAYER_FUNCTIONS,
-    Observation,
-    logits_of,
-    rows_are_samples,
-    run_example,
-    weight_readers,
-)
+from memmod.observe import Observation, rows_are_samples, run_example, same_output, stays_the_same, weight_readers
 from memmod.plain import plain_linear, replace_module
+from memmod.squeeze_excite import squeeze_excite_layers
 from memmod.strict_json import Origin, check
 
 # Folding moves logits by rounding alone; a pair that folds wrongly moves them by their own size.
 FOLD_TOLERANCE = 1e-3
 
-SQUEEZE_EXCITE = re.compile(r"Squeeze(And)?Exc|^S[Ee]($|[A-Z_])|SEModule|EffectiveSE")
+HEAD = "the classifier head"
+# Reasons that are the user's choice, or everybody's: no cause for a warning.
+CHOSEN_NOT_TO_GATE = (HEAD, "named in skip", "refused by the filter", "has no memory in the file")
+QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS|Rms)Norm|^FrozenBatchNorm")
-UNSUPPORTED = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear)
+UNSUPPORTED = (
+    *(nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    *(nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+)
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,12 @@ class ModulateConfig:
         skip: name patterns (as in the shell: ``"stem.*"``) of layers that stay as they are.
         fold: fold BatchNorm into the convolution in front of it and gate the folded unit.
         init: initial value of every memory entry.
+        logits: where the logits are in what the model returns: a key, an index or a field ("logits", 1), or a path of
+            them ("out.logits"); None: `modulate()` finds them, and stores what it found.
 
     Raises:
         ValueError: an unknown granularity or gate.
+        TypeError: logits is neither a string nor an int.
     """
 
     granularity: str = "unit"
@@ -62,13 +67,17 @@ class ModulateConfig:
     skip: tuple[str, ...] = ()
     fold: bool = True
     init: float = INITIAL_MEMORY
+    logits: str | int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("granularity", GRANULARITIES), ("gate", GATES)):
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        if self.logits is not None and (isinstance(self.logits, bool) or not isinstance(self.logits, (str, int))):
+            raise TypeError(f'logits is {self.logits!r}; it must be a path such as "logits", 1 or "out.logits"')
         object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "logits", None if self.logits is None else str(self.logits))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without the filter."""
@@ -141,143 +150,6 @@ class Surgery:
         self.rows.append(Row(name, type(module).__name__, action, reason))
 
 
-@dataclass(frozen=True)
-class Example:
-    """The example input: a batch of `batch` samples as the model takes it."""
-
-    args: tuple
-    kwargs: dict
-    batch: int
-
-    @classmethod
-    def of(cls, value: Any) -> Example:
-        """From a tensor, a tuple of positional arguments, or a dict of keyword arguments.
-
-        Raises:
-            ModelError: no tensor, or fewer than 2 samples.
-        """
-        args, kwargs = (
-            ((), value)
-            if isinstance(value, dict)
-            else (tuple(value), {})
-            if isinstance(value, (tuple, list))
-            else ((value,), {})
-        )
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if not tensors or tensors[0].dim() == 0:
-            raise ModelError(
-                f"example_input holds no batch of tensors: {type(value).__name__}; pass [B, ...] with B >= 2"
-            )
-        if tensors[0].shape[0] < 2:
-            raise ModelError(
-                f"example_input has shape {tuple(tensors[0].shape)}: at least 2 samples are needed, to tell which "
-                "rows of a layer belong to which sample"
-            )
-        return cls(args, kwargs, tensors[0].shape[0])
-
-    def with_sample_changed(self, sample: int) -> Example:
-        """The same example with other content in one sample."""
-        generator = torch.Generator().manual_seed(1)
-
-        def change(t: Any) -> Any:
-            if not isinstance(t, Tensor) or t.dim() == 0 or t.shape[0] != self.batch:
-                return t
-            t = t.clone()
-            if t.is_floating_point():
-                noise = torch.randn(t[sample].shape, generator=generator, dtype=torch.float32).to(t)
-                t[sample] = noise * (t.std() if t.numel() > 1 else 1.0) + t.mean()
-            else:
-                t[sample] = t[sample].flatten().flip(0).view_as(t[sample])
-            return t
-
-        return Example(tree_map(change, self.args), tree_map(change, self.kwargs), self.batch)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The first tensor's shape without the batch."""
-        return tuple(next(t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)).shape[1:])
-
-
-def default_example(model: nn.Module) -> Example:
-    """Two random images of the size that the model says it takes (timm's `pretrained_cfg` / `default_cfg`).
-
-    Raises:
-        ModelError: the model says no size.
-    """
-    for attribute in ("pretrained_cfg", "default_cfg"):
-        size = (getattr(model, attribute, None) or {}).get("input_size")
-        if size is not None:
-            first = next(model.parameters(), torch.empty(0))
-            return Example.of(random_images((2, *size), first))
-    raise ModelError(
-        f"{type(model).__name__} does not say its input size: pass example_input, a batch of at least 2 samples as the "
-        "model takes it, e.g. torch.randn(2, 3, 224, 224)"
-    )
-
-
-def random_images(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """Normal noise ``shape`` from a fixed seed, of the dtype and device of `like`."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
-
-
-def find_heads(model: nn.Module, observation: Observation) -> dict[str, int]:
-    """Names of the classifier head's linear and conv layers, with their units.
-
-    timm's `get_classifier()` where the model has it; else the layers from which the logits follow without passing
-    through another layer, where their units are as many as the logits.
-    """
-    names = {id(module): name for name, module in model.named_modules()}
-    layers = (nn.Linear, nn.Conv2d)
-    if hasattr(model, "get_classifier"):
-        found = model.get_classifier()
-        parts = found if isinstance(found, (tuple, list)) else (found,)
-        inner = [m for part in parts if isinstance(part, nn.Module) for m in part.modules() if isinstance(m, layers)]
-        heads = {names[id(m)]: m.weight.shape[0] for m in inner if id(m) in names}
-        if heads:
-            return heads
-    logits = logits_of(observation.output)
-    made_by = {
-        id(t): name
-        for name, module in model.named_modules()
-        if isinstance(module, layers)
-        for call in observation.modules.get(name, ())
-        for t in call.outputs
-    }
-    heads, todo, seen = {}, [id(logits)], set()
-    while todo:
-        tensor_id = todo.pop()
-        if tensor_id in seen:
-            continue
-        seen.add(tensor_id)
-        name = made_by.get(tensor_id)
-        if name is None:
-            todo += [i for call in observation.producers(tensor_id) for i in call.inputs]
-            continue
-        units = model.get_submodule(name).weight.shape[0]
-        if units == logits.shape[1]:
-            heads[name] = units
-    return heads
-
-
-def resolve_num_classes(num_classes: int | None, heads: dict[str, int], observation: Observation) -> int:
-    """`num_classes`, checked against the head where there is one.
-
-    Raises:
-        ModelError: they disagree, or neither says how many classes there are.
-    """
-    if not heads:
-        if num_classes is None:
-            raise ModelError("the model has no classifier head that memmod can find: pass num_classes")
-        return num_classes
-    classes = logits_of(observation.output).shape[1]
-    if num_classes is not None and num_classes != classes:
-        raise ModelError(
-            f"num_classes is {num_classes}, but the model's head ({', '.join(heads)}) gives {classes} logits: "
-            f"pass num_classes={classes} or leave it out"
-        )
-    return classes
-
-
 def open_attention(surgery: Surgery, num_classes: int, config: ModulateConfig) -> None:
     """Replace attention that reads its projections' weights by equivalents whose projections are modulated modules."""
     options = config.layer_options
@@ -313,7 +185,7 @@ def fold(surgery: Surgery, observation: Observation, example: Example) -> dict[s
     The logits are compared with the unfolded model's; pairs that move them are undone.
     """
     pairs = foldable_pairs(surgery.model, observation)
-    expected = tree_leaves(observation.output)
+    expected = observation.output
     for pair in pairs:
         _fold_pair(surgery, *pair)
     if pairs and not _same_output(surgery.model, example, expected):
@@ -333,7 +205,7 @@ def _fold_pair(surgery: Surgery, conv_name: str, norm_name: str) -> None:
     surgery.replace(norm_name, what_is_left(norm))
 
 
-def _fold_if_it_agrees(surgery: Surgery, pair: tuple[str, str], example: Example, expected: list) -> bool:
+def _fold_if_it_agrees(surgery: Surgery, pair: tuple[str, str], example: Example, expected: Any) -> bool:
     _fold_pair(surgery, *pair)
     agrees = _same_output(surgery.model, example, expected)
     if not agrees:
@@ -341,15 +213,9 @@ def _fold_if_it_agrees(surgery: Surgery, pair: tuple[str, str], example: Example
     return agrees
 
 
-def _same_output(model: nn.Module, example: Example, expected: list) -> bool:
+def _same_output(model: nn.Module, example: Example, expected: Any) -> bool:
     with torch.no_grad():
-        output = tree_leaves(run_example(model, example.args, example.kwargs))
-    for now, before in zip(output, expected, strict=True):
-        if isinstance(now, Tensor) and now.is_floating_point():
-            scale = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)
-            if not (now - before).abs().max() <= FOLD_TOLERANCE * scale:
-                return False
-    return True
+        return same_output(run_example(model, example.args, example.kwargs), expected, FOLD_TOLERANCE)
 
 
 def plan_layers(
@@ -359,78 +225,122 @@ def plan_layers(
     heads: dict[str, int],
     norms: dict[str, nn.BatchNorm2d],
     config: ModulateConfig,
-    batch: int,
+    example: Example,
     only: set[str] | None = None,
 ) -> list[tuple[str, str | None]]:
     """Which layers to gate: pairs (layer name, name of the norm to gate behind or None); the others get their reason.
 
-    `only` names the places of the memories (the layer, or the norm it is gated behind) where they are known already.
+    `first` is the run of the example, `second` the one with sample 1 changed. `only` names the places of the memories
+    (the layer, or the norm it is gated behind) where they are known already.
     """
-    model = surgery.model
-    modules = dict(model.named_modules())
-    owners = {id(m.weight): n for n, m in modules.items() if isinstance(m, (nn.Linear, nn.Conv2d))}
-    readers: dict[str, str] = {}
-    for owner, call in weight_readers(first, owners):
-        # Modulated attention applies parts of its packed projection itself.
-        if not isinstance(modules[call.module], ModulatedMultiheadAttention):
-            readers.setdefault(owner, f"{call.name} in {call.module or 'the model'}")
+    modules = dict(surgery.model.named_modules())
     chosen: list[tuple[str, str | None]] = []
+    squeezed = squeeze_excite_layers(surgery.model, first)
+    if only is not None:
+        squeezed = {name for name in squeezed if not {name, _norm_behind(name, modules, first)} & only}
+    refusals = _Refusals(modules, first, second, heads, config, example, squeezed)
+    coverage = Coverage()
     for name, module in modules.items():
         if isinstance(module, UNSUPPORTED):
             surgery.note(name, module, "skipped", f"{type(module).__name__} is not supported")
+            for weight in module.parameters():
+                coverage.count(weight, gated=False)
             continue
         if not isinstance(module, (nn.Linear, nn.Conv2d, Modulated)):
+            if type(module).__module__.startswith(QUANTISED) and hasattr(module, "weight"):
+                surgery.note(name, module, "skipped", "its weight is quantised")
             continue
-        reason = _refusal(name, module, modules, first, second, heads, readers, config, batch)
+        reason = refusals.of(name, module)
         if reason is None and not isinstance(module, Modulated) and not _is_plain(module):
             reason = _own_forward_refusal(name, module, first)
+        behind = None
+        if reason is None and name not in norms and not isinstance(module, Modulated):
+            behind = _norm_behind(name, modules, first)
+        if reason is None and only is not None and not {name, behind} & only:
+            reason = "has no memory in the file"
+        if reason not in CHOSEN_NOT_TO_GATE:
+            coverage.count(getattr(module, "weight", None), gated=reason is None)
         if reason is not None:
             surgery.note(name, module, "skipped", reason)
             continue
-        behind = None if name in norms or isinstance(module, Modulated) else _norm_behind(name, modules, first)
-        if only is not None and not {name, behind} & only:
-            surgery.note(name, module, "skipped", "has no memory in the file")
-            continue
         chosen.append((name, behind))
-    _note_loose_weights(surgery, first, modules)
+    for weight in _note_loose_weights(surgery, first, modules, example):
+        coverage.count(weight, gated=False)
+    coverage.warn(surgery.model)
     return chosen
 
 
-def _refusal(
-    name: str,
-    module: nn.Module,
-    modules: dict[str, nn.Module],
-    first: Observation,
-    second: Observation,
-    heads: dict[str, int],
-    readers: dict[str, str],
-    config: ModulateConfig,
-    batch: int,
-) -> str | None:
-    parents = [modules[name[:end]] for end in (i for i, c in enumerate(name) if c == ".")]
-    if name in heads:
-        return "the classifier head"
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in config.skip):
-        return "named in skip"
-    if config.filter is not None and not config.filter(name, module):
-        return "refused by the filter"
-    if any(SQUEEZE_EXCITE.search(type(parent).__name__) for parent in parents):
-        return "inside squeeze-excite"
-    calls, again = (run.modules.get(name, []) for run in (first, second))
-    if isinstance(module, Modulated):
-        if not parents or not isinstance(parents[-1], _replaced_attention()):
-            return None if calls else "not called in the example run"
-        if isinstance(parents[-1], ModulatedMultiheadAttention):
-            # The in-projection may be applied in parts, without a call; its rows are those of the out-projection.
-            out_proj = name.rpartition(".")[0] + ".out_proj"
-            calls, again = (run.modules.get(out_proj, []) for run in (first, second))
-    if name in readers:
-        return f"its weight is read without calling it ({readers[name]})"
-    if not calls:
-        return "not called in the example run"
-    if not rows_are_samples(calls, again, batch, changed=1):
+class _Refusals:
+    """Why layers are not gated."""
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        first: Observation,
+        second: Observation,
+        heads: dict[str, int],
+        config: ModulateConfig,
+        example: Example,
+        squeeze_excite: set[str],
+    ) -> None:
+        self.modules = modules
+        self.runs = (first, second)
+        self.heads = heads
+        self.config = config
+        self.batch = example.batch
+        self.squeeze_excite = squeeze_excite
+        self.reached = first.reached_from(map(id, example.tensors))
+        self.readers = _readers(modules, first)
+
+    def of(self, name: str, module: nn.Module) -> str | None:
+        """The reason, or None where the layer can be gated."""
+        parents = [self.modules[name[:end]] for end in (i for i, c in enumerate(name) if c == ".")]
+        if name in self.heads:
+            return HEAD
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.config.skip):
+            return "named in skip"
+        if self.config.filter is not None and not self.config.filter(name, module):
+            return "refused by the filter"
+        if name in self.squeeze_excite:
+            return "inside squeeze-excite"
+        calls, again = (run.modules.get(name, []) for run in self.runs)
+        if isinstance(module, Modulated):
+            if not parents or not isinstance(parents[-1], _replaced_attention()):
+                return None if calls else "not called in the example run"
+            if isinstance(parents[-1], ModulatedMultiheadAttention):
+                # The in-projection may be applied in parts, without a call; its rows are those of the out-projection.
+                out_proj = name.rpartition(".")[0] + ".out_proj"
+                calls, again = (run.modules.get(out_proj, []) for run in self.runs)
+        if name in self.readers:
+            return f"its weight is read without calling it ({self.readers[name]})"
+        if not calls:
+            return "not called in the example run"
+        if rows_are_samples(calls, again, self.batch, changed=1):
+            return None
+        if stays_the_same(calls, again) and any(id(t) in self.reached for call in calls for t in call.inputs):
+            return (
+                "its output stayed the same when a sample of the example changed (a learned token or closed units in "
+                "front of it, weights of zero, an example that is too plain): if it should change, pass another example"
+            )
         return "its rows are not samples (or not sample-major)"
-    return None
+
+
+def _readers(modules: dict[str, nn.Module], observation: Observation) -> dict[str, str]:
+    """Layers whose weight is read without calling them, with the reader.
+
+    A layer or an embedding that shares the weight reads its own; the layer's own output is still gated whole.
+    """
+    owners: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        weight = module._parameters.get("weight")
+        if weight is not None and isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding, *UNSUPPORTED)):
+            owners.setdefault(id(weight), []).append(name)
+    readers: dict[str, str] = {}
+    for owner, call in weight_readers(observation, owners):
+        # Modulated attention applies parts of its packed projection itself.
+        if not isinstance(modules[call.module], ModulatedMultiheadAttention):
+            readers.setdefault(owner, f"{call.name} in {call.module or 'the model'}")
+    return readers
 
 
 def _replaced_attention() -> tuple[type, ...]:
@@ -478,24 +388,17 @@ def _norm_behind(name: str, modules: dict[str, nn.Module], observation: Observat
     return norm_name if takes_it and len(call.outputs) == 1 and call.outputs[0].shape == output.shape else None
 
 
-def _note_loose_weights(surgery: Surgery, observation: Observation, modules: dict[str, nn.Module]) -> None:
-    """List parameters that act as a layer's weight but belong to no layer."""
-    owned = {
-        id(p)
-        for m in modules.values()
-        if isinstance(m, (nn.Linear, nn.Conv2d, nn.MultiheadAttention, *UNSUPPORTED))
-        for p in m.parameters(recurse=False)
-    }
-    names = {id(p): n for n, p in surgery.model.named_parameters() if id(p) not in owned and p.dim() >= 2}
-    found = {
-        names[i]: call.name
-        for call in observation.calls
-        if call.func in LAYER_FUNCTIONS
-        for i in call.inputs
-        if i in names
-    }
-    for name, function in found.items():
-        surgery.rows.append(Row(name, "Parameter", "skipped", f"a weight that {function} reads without a layer"))
+def _note_loose_weights(
+    surgery: Surgery, observation: Observation, modules: dict[str, nn.Module], example: Example
+) -> list[Tensor]:
+    """List weights that act as a layer's but belong to no layer; returns them."""
+    kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, *UNSUPPORTED)
+    # Folded and replaced layers ran with the weights that they had before.
+    layers = [*modules.values(), *(module for _, module in surgery.originals)]
+    owned = {id(p) for m in layers if isinstance(m, kinds) for p in m.parameters()}
+    found = loose_weights(surgery.model, observation, owned, map(id, example.tensors))
+    surgery.rows += [Row(loose.name, loose.kind, "skipped", loose.reason) for loose in found]
+    return [loose.weight for loose in found]
 
 
 def gate_layers(
@@ -508,6 +411,7 @@ def gate_layers(
 ) -> list[str]:
     """Put modulated layers in the place of the chosen ones; returns the names of the modulated layers."""
     gated = []
+    shared = _shared_weights(surgery.model)
     for name, behind in chosen:
         module = surgery.model.get_submodule(name)
         if isinstance(module, Modulated):
@@ -529,7 +433,7 @@ def gate_layers(
         new = _modulated(module, name, observation, num_classes, config.layer_options | {"granularity": granularity})
         if name in norms:
             new.set_norm(norms[name])
-        surgery.note(name, module, "gated", _why(module, new, norms.get(name)))
+        surgery.note(name, module, "gated", _why(module, new, norms.get(name)) or shared.get(name, ""))
         surgery.replace(name, new)
         gated.append(name)
     _drop_projections_not_chosen(surgery, {name for name, _ in chosen})
@@ -539,6 +443,21 @@ def gate_layers(
             + "\n".join(f"  {row.name}: {row.reason or row.action}" for row in surgery.rows)
         )
     return gated
+
+
+def _shared_weights(model: nn.Module) -> dict[str, str]:
+    """What to say of layers that share their weight with others: each gates its own output."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        layer, _, own = name.rpartition(".")
+        if own == "weight":
+            names.setdefault(id(parameter), []).append(layer)
+    return {
+        layer: f"shares its weight with {', '.join(other for other in group if other != layer)}"
+        for group in names.values()
+        if len(group) > 1
+        for layer in group
+    }
 
 
 def _gate_behind(

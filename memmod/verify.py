@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from memmod.errors import MemmodError, ModelError
+from memmod.example import Example
 from memmod.nn._modulated import Modulated, Modulation
-from memmod.observe import logits_of, run_example
-from memmod.surgery import Example
+from memmod.observe import run_example
+from memmod.outputs import logits_of
 
 if TYPE_CHECKING:
     from memmod.model import ModulatedModel
@@ -48,6 +48,7 @@ def _acting(memory: Tensor | None) -> Tensor | None:
     return noise.to(memory.device, memory.dtype)
 
 
+@torch.inference_mode(False)
 def verify(wf: ModulatedModel, example: Example) -> None:
     """Check `wf` on an example of at least 2 samples.
 
@@ -71,7 +72,7 @@ def _probing(wf: ModulatedModel, probe: _Probe) -> Iterator[None]:
 
 
 def _check_all(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
-    three = _with_samples(example, [0, 1, 0])
+    three = example.with_samples([0, 1, 0])
     probe.everywhere = _index(wf, [-1, -1, -1])
     nothing = _logits(wf, probe, three)
     missed = [name for name in probe.layers.values() if name not in probe.called]
@@ -83,13 +84,26 @@ def _check_all(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
     probe.everywhere = _index(wf, [-1, 0, -1])
     selected = _logits(wf, probe, three)
     if not torch.equal(nothing[[0, 2]], selected[[0, 2]]):
+        if _base_mixes_samples(wf, probe, three, nothing):
+            raise ModelError(
+                "the model itself mixes the samples of a batch (dynamic quantisation takes one scale from all of them, "
+                "batch statistics do alike), so a selection for one sample changes the others: use one selection for "
+                "the whole batch, or take that part out"
+            )
         guilty = [name for name in probe.layers.values() if _mixes_samples(wf, probe, three, nothing, name)]
         raise ModelError(
             f"gating one sample changes other samples' logits; the rows of {_list(guilty) or 'some layer'} are not "
             "sample-major (a layer fed in [L, B, E] order, say): feed it batch-first, or skip it (ModulateConfig.skip)"
         )
     if torch.equal(nothing[1], selected[1]):
-        raise ModelError("gating a sample in every layer leaves its logits unchanged: no gate reaches the logits")
+        raise ModelError(
+            "gating a sample in every layer leaves its logits unchanged: no gate reaches the logits" + _plain(example)
+        )
+
+
+def _base_mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: Tensor) -> bool:
+    probe.everywhere = _index(wf, [-1, -1, -1])
+    return not torch.equal(_logits(wf, probe, three.with_sample_changed(1))[[0, 2]], nothing[[0, 2]])
 
 
 def _mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: Tensor, name: str) -> bool:
@@ -106,7 +120,7 @@ def _check_each(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
     idle = []
     for start in range(0, len(names), LAYERS_PER_RUN):
         group = names[start : start + LAYERS_PER_RUN]
-        copies = _with_samples(example, [0] * len(group))
+        copies = example.with_samples([0] * len(group))
         probe.everywhere = _index(wf, [-1] * len(group))
         probe.selections = {}
         nothing = _logits(wf, probe, copies)
@@ -121,26 +135,22 @@ def _check_each(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
         raise ModelError(
             f"{_list(idle)} are gated, but their gates do not change the logits (a zero-initialised norm, layer scale "
             "or head behind them, or an output that is not used): train the base first, or skip them "
-            "(ModulateConfig.skip)"
+            "(ModulateConfig.skip)" + _plain(example)
         )
+
+
+def _plain(example: Example) -> str:
+    return "; this example is constant: verify with one that is not" if example.is_constant else ""
 
 
 def _logits(wf: ModulatedModel, probe: _Probe, example: Example) -> Tensor:
     try:
-        logits = logits_of(run_example(wf.model, example.args, example.kwargs))
+        logits = logits_of(run_example(wf.model, example.args, example.kwargs), wf.config.logits)
     except MemmodError as error:
         raise ModelError(f"the model fails with its gates at work, last in layer {probe.last!r}: {error}") from error
     if not torch.isfinite(logits).all():
         raise ModelError("the example's logits are not finite, so nothing can be verified: pass another example_input")
     return logits
-
-
-def _with_samples(example: Example, samples: list[int]) -> Example:
-    def take(t: Any) -> Any:
-        fits = isinstance(t, Tensor) and t.dim() > 0 and t.shape[0] == example.batch
-        return t[samples] if fits else t
-
-    return Example(tree_map(take, example.args), tree_map(take, example.kwargs), len(samples))
 
 
 def _index(wf: ModulatedModel, classes: list[int]) -> Tensor:

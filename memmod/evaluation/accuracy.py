@@ -11,7 +11,6 @@ from torch import Tensor
 
 from memmod.data import batches_of
 from memmod.errors import DataError, SelectionError
-from memmod.observe import logits_of
 from memmod.selection import Forget
 
 if TYPE_CHECKING:
@@ -167,7 +166,7 @@ def evaluate(
     with torch.no_grad():
         for x, labels in batches(split, batch_size, wf.device):
             for row, selection in enumerate(tally.selections):
-                tally.add(row, logits_of(wf(x, forget=as_forget(selection))), labels)
+                tally.add(row, wf.logits(wf(x, forget=as_forget(selection))), labels)
                 if on_image is not None:
                     on_image(len(labels))
     return tally.accuracies(method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from memmod.base_copy import detached_copy
 from memmod.evaluation.accuracy import BATCH, Accuracies, Selections, Tally, batches
-from memmod.observe import logits_of
+from memmod.outputs import logits_of
 
 if TYPE_CHECKING:
     from memmod.data import Split
@@ -29,11 +29,15 @@ def without_gates(
     num_classes: int,
     *,
     batch_size: int = BATCH,
+    logits_path: str | None = None,
     on_image: Callable[[int], None] | None = None,
 ) -> tuple[Accuracies, Accuracies]:
     """(original network, logit mask), from one pass of `base` over the split.
 
     The logit mask is the trivial rival: the selected classes' logits become -∞, the network stays as it is.
+
+    Args:
+        logits_path: where the logits are in what `base` returns, as `ModulateConfig.logits` says.
     """
     device = next((p.device for p in base.parameters()), torch.device("cpu"))
     original, masked = Tally(selections, num_classes), Tally(selections, num_classes)
@@ -42,7 +46,7 @@ def without_gates(
     try:
         with torch.no_grad():
             for x, labels in batches(split, batch_size, device):
-                logits = logits_of(base(x))
+                logits = logits_of(base(x), logits_path)
                 for row, selection in enumerate(original.selections):
                     original.add(row, logits, labels)
                     masked.add(row, mask_logits(logits, selection), labels)
@@ -62,7 +66,7 @@ def mask_logits(logits: Tensor, selection: Sequence[int]) -> Tensor:
 
 def random_gates(wf: ModulatedModel, seed: int = 0) -> ModulatedModel:
     """A copy whose memory rows are shuffled, each layer and class by itself: the same gates on random units."""
-    shuffled = copy.deepcopy(wf)
+    shuffled = detached_copy(wf)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for memory in shuffled.memory_parameters():

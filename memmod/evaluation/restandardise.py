@@ -8,7 +8,6 @@ import torch
 
 from memmod.errors import ModelError, RunError
 from memmod.evaluation.accuracy import BATCH, Accuracies, Selections, Tally, as_forget, batches, single_classes
-from memmod.observe import logits_of
 
 if TYPE_CHECKING:
     from memmod.data import Split
@@ -49,5 +48,5 @@ def restandardised(
     with torch.no_grad(), wf.batch_statistics():
         for x, labels in batches(split, batch_size, wf.device, order):
             for row, selection in enumerate(tally.selections):
-                tally.add(row, logits_of(wf(x, forget=as_forget(selection))), labels)
+                tally.add(row, wf.logits(wf(x, forget=as_forget(selection))), labels)
     return tally.accuracies(METHOD)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from memmod.evaluation.accuracy import BATCH
-from memmod.observe import logits_of
 
 if TYPE_CHECKING:
     from memmod.data import Split
@@ -71,6 +70,6 @@ class SampledSplit:
         with torch.no_grad():
             for part in torch.arange(len(self.labels)).split(BATCH):
                 x = self.images[part].to(wf.device)
-                logits = logits_of(wf(x, forget=selection[part].to(wf.device)))
+                logits = wf.logits(wf(x, forget=selection[part].to(wf.device)))
                 parts.append(logits.argmax(1).cpu() == self.labels[part])
         return torch.cat(parts)

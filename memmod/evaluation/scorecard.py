@@ -140,7 +140,7 @@ def scorecard(
     every = [*singles, *(selection for group in groups.values() for selection in group)]
 
     own = evaluate(wf, split, every, **options)
-    original, masked = without_gates(network, split, every, classes, **options)
+    original, masked = without_gates(network, split, every, classes, logits_path=wf.config.logits, **options)
     shuffled = evaluate(random_gates(wf, seed), split, singles, method=RANDOM_GATES, **options)
 
     sets, start = {}, classes

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from memmod.evaluation.accuracy import BATCH, batches
-from memmod.observe import logits_of
 
 if TYPE_CHECKING:
     from memmod.data import Split
@@ -35,4 +34,4 @@ class FrozenLogits:
 
     def _run(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            return logits_of(self.wf(x, forget=-1))
+            return self.wf.logits(self.wf(x, forget=-1))

@@ -21,7 +21,6 @@ from memmod.data import at_most, check_classes
 from memmod.errors import DataError, MemmodError, ModelError, RunError
 from memmod.evaluation.sampled import SampledSplit
 from memmod.memory import check_memories
-from memmod.observe import logits_of
 from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
 from memmod.unlearning.expansion import expand
 from memmod.unlearning.frozen import FrozenLogits
@@ -244,7 +243,7 @@ class _Round:
         expansion = expand(labels, self.wf.num_classes, self.config.expansion, self.set_size, self.generator)
         x, frozen = self._load(images)
         rows, selection, forget = (t.to(self.wf.device) for t in expansion)
-        logits = logits_of(self.wf(x[rows], forget=selection))
+        logits = self.wf.logits(self.wf(x[rows], forget=selection))
         frozen = None if frozen is None else frozen[rows]
         return Batch(logits, labels.to(self.wf.device)[rows], selection, forget, frozen)
 
@@ -255,7 +254,7 @@ class _Round:
         c, images = self.sampler.one_class(forgotten, size - forgotten, self.generator)
         x, frozen = self._load(images)
         with self.wf.batch_statistics():
-            logits = logits_of(self.wf(x, forget=c))
+            logits = self.wf.logits(self.wf(x, forget=c))
         labels = self.trainer.train.labels[images].to(logits.device)
         selection = torch.full((size, 1), c, device=logits.device)
         return Batch(logits, labels, selection, torch.arange(size, device=logits.device) < forgotten, frozen)
