@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from memmod.base_copy import detached_copy
+from memmod.base_copy import detached_copy, without_compilation
 from memmod.errors import ModelError
 from memmod.fuse import unfuse_activations
 from memmod.nn import ModulatedConv2d, ModulatedMultiheadAttention, ModulatedOutput
@@ -30,7 +30,7 @@ def bake(wf: ModulatedModel, index: Tensor | None, threshold: float | None) -> n
 
     Gates below `threshold` become exactly 0.
     """
-    model = detached_copy(wf.model)
+    model = without_compilation(detached_copy(wf.model))
     for layer in list(model.modules()):
         if isinstance(layer, Modulated):
             gates = [_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)]
@@ -166,7 +166,7 @@ def _channel_scale(gates: Tensor, dim: int, layer: ModulatedOutput) -> nn.Module
 def unload(wf: ModulatedModel) -> nn.Module:
     """The base again, unfolded, as an ordinary module with weights of its own."""
     memo: dict = {}
-    model = detached_copy(wf.model, memo)
+    model = without_compilation(detached_copy(wf.model, memo))
     for name, original in reversed(wf._originals):
         replace_module(model, model.get_submodule(name), detached_copy(original, memo))
     return _restore(model, wf)

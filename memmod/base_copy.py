@@ -106,7 +106,7 @@ def base_copy(model: nn.Module) -> nn.Module:
         # The wrapper itself keeps compiled functions; it goes.
         if not is_compiled(module):
             _rebind_functions(name, module, copies)
-    return _unwrapped(copied)
+    return without_compilation(copied)
 
 
 def _refuse_scripts(model: nn.Module) -> None:
@@ -138,12 +138,13 @@ def uncompiled_names(model: nn.Module, names: Iterable[str]) -> list[str]:
     return result
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def without_compilation(model: nn.Module) -> nn.Module:
+    """The module, in place, without the wrappers of `torch.compile` around it and its parts."""
     while is_compiled(model):
         model = model._orig_mod
     for module in list(model.modules()):
         if is_compiled(module):
-            replace_module(model, module, _unwrapped(module))
+            replace_module(model, module, without_compilation(module))
     return model
 
 

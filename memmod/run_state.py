@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from memmod.errors import SelectionError
+from memmod.outputs import tensors_in
 
 _GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR | inspect.CO_COROUTINE
 
@@ -239,7 +239,7 @@ class RunState:
         forward's graph that backward reaches is the one that made `output`; it announces the selection.
         """
         value = Running(self._call.index, self._call.batch_statistics)
-        nodes = {t.grad_fn for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn is not None}
+        nodes = {tensor.grad_fn for tensor in tensors_in(output) if tensor.grad_fn is not None}
         for node in nodes:
             node.register_prehook(lambda _grads, value=value: self._announce(value))
 

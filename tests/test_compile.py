@@ -147,6 +147,11 @@ def test_compiling_layers_in_place_keeps_their_names(wf: ModulatedModel) -> None
         for forget in (3, None, {1, 2}):
             other.load_memory_state(wf.memory_state())
             torch.testing.assert_close(other(x, forget=forget), wf(x, forget=forget), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.bake(3)(x), wf(x, forget=3), rtol=1e-4, atol=1e-5)
+    for ordinary in (other.bake(3), other.unload()):
+        assert not any(
+            "_orig_mod" in name or type(m).__module__.startswith("memmod.nn") for name, m in ordinary.named_modules()
+        )
 
 
 def test_a_base_of_torch_nn_is_one_graph() -> None:
