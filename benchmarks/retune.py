@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memmod.ops import dispatch, triton_kernels
+from memmod.ops import dispatch
+from memmod.ops.backends.triton import register as triton_kernels
 
 if TYPE_CHECKING:
     from benchmarks.tuning import Measure, Point

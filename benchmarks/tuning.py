@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import gate_rows, gates, random_index
 from benchmarks.cases import CLASSES, DTYPES
-from benchmarks.rivals import gate_rows, gates, random_index
 from memmod.kernels import configs, paths
 from memmod.kernels.configs import MatmulConfig, matmul_config
 from memmod.kernels.gates import gate_table

@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves
 
-from memmod import bake as _bake
-from memmod import memory as memory_file
-from memmod import surgery as _surgery
-from memmod.base_copy import base_copy
+from memmod import memory_file
 from memmod.class_names import checked_names
 from memmod.errors import MemoryFileError, ModelError, SelectionError
-from memmod.example import Example, default_example, random_images
-from memmod.fuse import fuse_activations
-from memmod.heads import choose_logits, find_heads, resolve_num_classes
-from memmod.nn._modulated import Modulated
 from memmod.nn.leaf import call_node
-from memmod.observe import Observation, observe, run_example, same_output
+from memmod.nn.modulated import Modulated
 from memmod.ops import gating
 from memmod.outputs import logits_of
 from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
-from memmod.surgery import FOLD_TOLERANCE, ModulateConfig, Row, Surgery
-from memmod.verify import verify as _verify
+from memmod.surgery import bake as _bake
+from memmod.surgery import modify as _surgery
+from memmod.surgery.base_copy import base_copy
+from memmod.surgery.example import Example, default_example, random_images
+from memmod.surgery.heads import choose_logits, find_heads, resolve_num_classes
+from memmod.surgery.modify import FOLD_TOLERANCE, ModulateConfig, Row, Surgery
+from memmod.surgery.relu import fuse_activations
+from memmod.surgery.trace import Observation, observe, run_example, same_output
+from memmod.surgery.verify import verify as _verify
 
 logger = logging.getLogger(__name__)
 

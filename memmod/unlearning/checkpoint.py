@@ -13,9 +13,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from memmod.errors import RunError
-from memmod.memory import write_atomically
-from memmod.sealed import check_card, check_tensors, read_tensors, seal
-from memmod.strict_json import Origin, as_json, check, parse
+from memmod.files.sealed import check_card, check_tensors, read_tensors, seal
+from memmod.files.strict_json import Origin, as_json, check, parse
+from memmod.memory_file import write_atomically
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "memmod-checkpoint"
@@ -68,7 +68,7 @@ class Checkpoint:
                 f"the checkpoint {path} has format version {card.get('version')}, this memmod reads {FORMAT_VERSION}: "
                 "go on with the memmod that wrote it, or start anew"
             )
-        from memmod.schemas import CheckpointCard
+        from memmod.files.schemas import CheckpointCard
 
         checked = check(card, CheckpointCard, origin)
         check_card(card, origin)

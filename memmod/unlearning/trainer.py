@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from memmod.data import at_most, check_classes
 from memmod.errors import DataError, MemmodError, ModelError, RunError
 from memmod.evaluation.sampled import SampledSplit
-from memmod.memory import check_memories
+from memmod.memory_file import check_memories
+from memmod.unlearning.base_logits import FrozenLogits
 from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
 from memmod.unlearning.expansion import expand
-from memmod.unlearning.frozen import FrozenLogits
 from memmod.unlearning.monitor import Evaluation, find_warnings
 from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, weighted
 from memmod.unlearning.presets import UnlearnConfig, default

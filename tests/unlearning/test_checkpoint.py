@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from memmod.errors import RunError
-from memmod.sealed import seal
+from memmod.files.sealed import seal
 from memmod.unlearning import Trainer
 from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
 from tests.unlearning.problem import dataset, modulated, quick

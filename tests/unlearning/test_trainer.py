@@ -14,7 +14,7 @@ from rich.console import Console
 from memmod.data import Split, TensorSplit
 from memmod.errors import DataError, ModelError, RunError
 from memmod.evaluation import evaluate
-from memmod.memory import state_sha256
+from memmod.memory_file import state_sha256
 from memmod.model import ModulateConfig
 from memmod.unlearning import Trainer, UnlearnConfig, objective_names
 from memmod.unlearning import objectives as objectives_module
