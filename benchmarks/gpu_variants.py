@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from memmod.kernels import paths
-from memmod.kernels.paths import Path
 from memmod.ops import dispatch
+from memmod.ops.backends import gpu_policy
+from memmod.ops.backends.gpu_policy import Path
 
 # Backend and path by the rival's name. Backend cuda has kernels of its own for few rows and for convolutions, and
 # elsewhere the library's product with its tail.
@@ -33,9 +33,9 @@ def on_way(rival: str) -> Iterator[None]:
     backend, path = WAYS[rival]
     before = dispatch.get_backend()
     dispatch.set_backend(backend)
-    paths.force(path)
+    gpu_policy.force(path)
     try:
         yield
     finally:
-        paths.force(None)
+        gpu_policy.force(None)
         dispatch.set_backend(before)

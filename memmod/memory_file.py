@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from memmod.errors import MemoryFileError
+from memmod.files.atomic import write_atomically
 from memmod.files.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
 from memmod.files.state_hash import state_sha256 as state_sha256
 from memmod.files.strict_json import Origin, as_json, check, parse
@@ -25,26 +24,6 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 logger = logging.getLogger(__name__)
 
 _AGAIN = "take an undamaged copy, or save it again with save_memory()"
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file so that `path` holds either all of `content` or what it held before."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a result is as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def write_memory_file(path: str | os.PathLike, memories: dict[str, Tensor], card: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from memmod import memory_file
 from memmod.class_names import checked_names
+from memmod.compiled import uncompiled_name
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.nn.leaf import call_node
 from memmod.nn.modulated import Modulated
@@ -229,7 +230,11 @@ class ModulatedModel(nn.Module):
         return next(self.memory_parameters()).device
 
     def _layers(self) -> dict[str, Modulated]:
-        return {_name(name): module for name, module in self.model.named_modules() if isinstance(module, Modulated)}
+        return {
+            uncompiled_name(name): module
+            for name, module in self.model.named_modules()
+            if isinstance(module, Modulated)
+        }
 
     def named_memories(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, memory ``[num_classes, K]``) of every gated layer, in the model's order."""
@@ -425,11 +430,6 @@ class ModulatedModel(nn.Module):
 
 def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
-
-
-def _name(path: str) -> str:
-    """A layer's name as it was before it, or a module around it, was compiled."""
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 def _uncompiled(module: Any) -> Any:

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from memmod.data import Dataset, Split, batches_of, check_classes
 from memmod.errors import ModelError, RunError
+from memmod.files.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
 from memmod.files.saveable_state import saveable_state, serialised_state
-from memmod.unlearning.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
 
 logger = logging.getLogger(__name__)
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from memmod.data import Dataset
 from memmod.errors import DataError, ModelError
+from memmod.files.atomic import write_atomically
 from memmod.files.saveable_state import saveable_state
 from memmod.files.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
 from memmod.files.strict_json import Origin, as_json, check, dump, parse, without_nan
-from memmod.memory_file import write_atomically
 from memmod.training import TrainConfig, accuracies, augment, default_training, train_model
 
 __all__ = [

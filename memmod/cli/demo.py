@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from memmod.cli.terminal import print_evaluation, training_bar
+from memmod.cli.terminal import print_evaluation, training_bar, unlearning_bar
 from memmod.evaluation.scorecard import percent
 from memmod.report import LayerNote, Memory, Method, Network, Report, write_report
 from memmod.runs import commands
@@ -90,7 +90,9 @@ def _network(
     trained = time.monotonic() - clock
     changes = {"seed": seed} | ({"steps": settings.steps} if settings.steps else {})
     out = folder / f"{model}-unlearned"
-    unlearned = commands.unlearn(base, out, UnlearnOptions(changes=changes), overwrite=out.exists(), console=console)
+    options = UnlearnOptions(changes=changes)
+    with unlearning_bar(base.meta["class_names"], console) as progress:
+        unlearned = commands.unlearn(base, out, options, overwrite=out.exists(), progress=progress)
     evaluation = commands.evaluate(unlearned, unlearned.load_data(), seed=seed, set_sizes=settings.set_sizes)
     print_evaluation(console, evaluation, title)
     unlearning = unlearned.run.metrics()["seconds"]

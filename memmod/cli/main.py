@@ -191,7 +191,7 @@ def unlearn(
     overwrite: Overwrite = False,
 ) -> None:
     """Train the memories of all classes of a base in one round; its weights stay as they are."""
-    from memmod.cli.terminal import checking_bar, say
+    from memmod.cli.terminal import checking_bar, say, unlearning_bar
     from memmod.runs import commands
     from memmod.runs.restore import restore_base
 
@@ -211,7 +211,8 @@ def unlearn(
         eval_every=eval_every,
         seed=seed,
     )
-    with checking_bar(Console(stderr=True)) as on_checked:
+    names = found.meta["class_names"]
+    with unlearning_bar(names, console) as progress, checking_bar(Console(stderr=True)) as on_checked:
         unlearned = commands.unlearn(
             found,
             folder,
@@ -219,7 +220,7 @@ def unlearn(
             data=commands.DataOptions(data or found.meta["data"], data_root, image_size, download),
             resume=resume,
             overwrite=overwrite,
-            console=console,
+            progress=progress,
             on_checked=on_checked,
         )
     metrics = unlearned.run.metrics()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
+from memmod.evaluation.scorecard import HEADINGS, Scorecard
 from memmod.runs.commands import Evaluation
+from memmod.unlearning.progress import Progress
 
 # Fewer are checked before a bar could be read.
 FEW_IMAGES = 2000
@@ -19,6 +23,30 @@ def training_bar(console: Console) -> Iterator[Callable[[int, int, float], None]
     """A bar that shows from the first step on; yields what takes (step, steps, loss)."""
     with _bar("training", console) as update:
         yield lambda step, steps, loss: update(step, steps, f"loss {loss:.3f}")
+
+
+@contextmanager
+def unlearning_bar(class_names: Sequence[str], console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar with the losses, the worst class and the accuracy on the others; yields a `Trainer`'s callback."""
+    evaluated = ""
+    with _bar("unlearning", console) as update:
+
+        def progress(state: Progress) -> None:
+            nonlocal evaluated
+            losses, evaluation = state.losses, state.evaluation
+            if evaluation is not None:
+                worst = class_names[evaluation.worst_class]
+                evaluated = (
+                    f"; worst class {worst} {evaluation.worst_forget:.1%}, retained {evaluation.mean_retain:.1%}"
+                )
+            trained = (
+                ""
+                if losses is None
+                else f"loss {losses.total:.3f} (retain {losses.retain:.3f}, forget {losses.forget:.3f})"
+            )
+            update(state.step, state.steps, f"{trained}{evaluated}".removeprefix("; "))
+
+        yield progress
 
 
 @contextmanager
@@ -54,9 +82,9 @@ def _bar(what: str, console: Console, transient: bool = False) -> Iterator[Calla
 
     Nothing is written before the first update, so that bars can take turns on one terminal.
     """
-    columns = (TextColumn(what), BarColumn(), TaskProgressColumn())
-    text_column = TextColumn("{task.fields[text]}", markup=False)
-    bar = Progress(*columns, text_column, TimeRemainingColumn(), console=console, transient=transient)
+    columns = (bars.TextColumn(what), bars.BarColumn(), bars.TaskProgressColumn())
+    text_column = bars.TextColumn("{task.fields[text]}", markup=False)
+    bar = bars.Progress(*columns, text_column, bars.TimeRemainingColumn(), console=console, transient=transient)
     task = bar.add_task("", text="", total=None)
 
     def update(done: int, total: int, text: str = "") -> None:
@@ -78,9 +106,21 @@ def say(console: Console, text: str) -> None:
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
+def _table(card: Scorecard, title: str) -> Table:
+    # Text, since names may hold what rich would take for markup.
+    table = Table(title=Text(title, "table.title"), caption=card.caption)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
+    for section in card.sections():
+        for row in section:
+            table.add_row(*map(Text, row))
+        table.add_section()
+    return table
+
+
 def print_evaluation(console: Console, result: Evaluation, title: str) -> None:
     """Print a scorecard, and what BatchNorm statistics taken anew leave of it."""
-    console.print(result.scorecard.table(title))
+    console.print(_table(result.scorecard, title))
     anew = result.restandardised
     if anew is not None:
         worst = result.scorecard.class_names[anew.worst_selection[0]]

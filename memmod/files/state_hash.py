@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from memmod.compiled import uncompiled_names
 from memmod.errors import ModelError
-from memmod.surgery.base_copy import uncompiled_names
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from memmod.data import Dataset, check_classes, load_data
 from memmod.errors import RunError, SelectionError
 from memmod.evaluation import Accuracies, Scorecard, restandardised, scorecard, without_gates
 from memmod.evaluation import evaluate as measure
+from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.model import ModulateConfig, modulate
 from memmod.runs.export import in_base_architecture, write_state
 from memmod.runs.folder import MEMORY, METRICS, RunFolder, versions, write_json
@@ -24,14 +24,14 @@ from memmod.runs.restore import Base, Unlearned, restore_base, restore_unlearned
 from memmod.training import TrainConfig, check_before_training, default_training, fit
 from memmod.training import measure as measure_base
 from memmod.unlearning import Trainer, preset
-from memmod.unlearning.checkpoint import FILE_NAME as CHECKPOINT
+from memmod.unlearning.progress import Progress
 from memmod.zoo import base_meta, create_model, save_base
 
 SCORECARD = "scorecard.json"
 # A step of the small ResNet on 28 × 28 images takes 0.14 s of one core in channels_last, 0.27 s in NCHW.
 LAYOUT = torch.channels_last
 
-Progress = Callable[[int, int, float], None]
+OnStep = Callable[[int, int, float], None]
 Checked = Callable[[int, int], None]
 
 
@@ -62,7 +62,7 @@ def train(
     changes: dict[str, Any] | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: OnStep | None = None,
     on_checked: Checked | None = None,
 ) -> Base:
     """Train a base and keep it in the run folder `out`.
@@ -143,7 +143,7 @@ def unlearn(
     data: DataOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
-    console: Console | None = None,
+    progress: Callable[[Progress], None] | None = None,
     on_checked: Checked | None = None,
 ) -> Unlearned:
     """Train the memories of all classes of a base in one round, and keep them in the run folder `out`.
@@ -152,6 +152,7 @@ def unlearn(
         data: default: what the base was trained on.
         resume: go on from the checkpoint of an interrupted run of the same settings, or start where there is none. A
             finished run is returned as it is.
+        progress: called after every step and every evaluation of the round.
         on_checked: called with (training images checked, images in all) before the first step.
 
     Raises:
@@ -190,7 +191,7 @@ def unlearn(
     wf.verify(example.to(device))
     if run is None:
         run = RunFolder.start(out, "unlearn", settings, resume=resume, overwrite=overwrite)
-    trainer = Trainer(wf, dataset, config, run.path, console=console)
+    trainer = Trainer(wf, dataset, config, run.path, progress=progress)
     result = trainer.fit(resume=resume)
     card = {"unlearning": config.to_dict(), "seed": config.seed, "data": dataset.name, "model": base.meta["model"]}
     wf.save_memory(run.file(MEMORY), {**card, "metrics": result.best.to_dict()})

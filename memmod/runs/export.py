@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from memmod.errors import ModelError
+from memmod.files.atomic import write_atomically
 from memmod.files.saveable_state import serialised_state
-from memmod.memory_file import write_atomically
 from memmod.outputs import logits_of
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from memmod.errors import RunError
+from memmod.files.atomic import write_atomically
 from memmod.files.strict_json import Origin, as_json, check, dump, parse
-from memmod.memory_file import write_atomically
 
 CONFIG = "config.json"
 METRICS = "metrics.json"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import sys
 import types
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from memmod.compiled import is_compiled
 from memmod.errors import ModelError
 from memmod.surgery.replace import replace_module
-
-COMPILED_PREFIX = "_orig_mod."
 
 
 class _Detaching(TorchFunctionMode):
@@ -117,25 +115,6 @@ def _refuse_scripts(model: nn.Module) -> None:
                 f"{_place(name, module)} is {kind} compiled by TorchScript (torch.jit.script, torch.jit.trace), whose "
                 "layers cannot be gated: pass the original Python module"
             )
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether `module` is what `torch.compile` wraps around another."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")
-    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
-
-
-def uncompiled_names(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Names of a state dict's entries without the parts that the wrappers of `torch.compile` add."""
-    wrappers = [name for name, module in model.named_modules(remove_duplicate=False) if is_compiled(module)]
-    result = []
-    for name in names:
-        for wrapper in reversed(wrappers):
-            place = f"{wrapper}." if wrapper else ""
-            if name.startswith(place + COMPILED_PREFIX):
-                name = place + name[len(place + COMPILED_PREFIX) :]
-        result.append(name)
-    return result
 
 
 def without_compilation(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import retune
-from memmod.kernels import paths
+from memmod.ops.backends import gpu_policy
 
 pytest.importorskip("triton")
 
@@ -52,13 +52,13 @@ def printed_tiles(text: str) -> dict:
 def test_paths_are_cut_where_the_clock_says() -> None:
     text = tuning.paths_table(paths_clock, tuning.path_points(), "a card")
     assert printed_paths(text) == TRUTH
-    assert list(TRUTH) == list(paths.TABLE)
+    assert list(TRUTH) == list(gpu_policy.TABLE)
     assert "Measured on a card" in text and "2.00 at 1536, 0.67 at 2048" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_every_threshold_is_measured_on_both_sides_of_its_present_value() -> None:
-    for threshold, value in paths.TABLE.items():
+    for threshold, value in gpu_policy.TABLE.items():
         values = {point.value for point in tuning.path_points() if point.threshold == threshold}
         assert min(values) < value < max(values)
 
@@ -100,7 +100,7 @@ def test_a_path_that_fails_is_not_chosen_and_named() -> None:
     assert "failed at 1024" in text and "# Left out: PathPoint(" in text and "WrongResult: off by 1" in text
     # What was not measured stays, and the table says so.
     assert {k: v for k, v in table.items() if k.startswith("conv")} == {
-        k: v for k, v in paths.TABLE.items() if k.startswith("conv")
+        k: v for k, v in gpu_policy.TABLE.items() if k.startswith("conv")
     }
     assert text.count("# Not measured.") == 3
 

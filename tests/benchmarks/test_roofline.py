@@ -14,8 +14,8 @@ from benchmarks.cases import CONV, LINEAR, NETWORKS, Case
 from benchmarks.layers import LayerComparison, LayerRunner
 from benchmarks.measure import Result, compare
 from benchmarks.roofline import Card, Roof, Work
-from memmod.kernels import paths
 from memmod.ops import dispatch
+from memmod.ops.backends import gpu_policy
 
 LAYER = Case("linear", "l", 4, 16, 32, tokens=5, dtype="bf16")
 CONVOLUTION = Case("conv", "c", 4, 16, 32, kernel=3, side=7, stride=2)
@@ -191,12 +191,12 @@ def test_a_way_is_taken_in_forward_and_backward_and_not_beyond(monkeypatch: pyte
     class Spy(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x, memory):
-            seen.append((dispatch.get_backend(), paths._forced))
+            seen.append((dispatch.get_backend(), gpu_policy._forced))
             return x.clone()
 
         @staticmethod
         def backward(ctx, gradient):
-            seen.append((dispatch.get_backend(), paths._forced))
+            seen.append((dispatch.get_backend(), gpu_policy._forced))
             return gradient, torch.zeros(10, 16)
 
     monkeypatch.setitem(rivals.RIVALS, "memmod", lambda layer: Spy.apply)
@@ -206,7 +206,7 @@ def test_a_way_is_taken_in_forward_and_backward_and_not_beyond(monkeypatch: pyte
             LayerRunner(name, layer, "forward+backward").once()
         expected = [("triton", "fused"), ("cuda", None), ("triton", "library"), ("reference", None)]
         assert seen[::2] == seen[1::2] == expected
-        assert dispatch.get_backend() == "reference" and paths._forced is None
+        assert dispatch.get_backend() == "reference" and gpu_policy._forced is None
     finally:
         dispatch.set_backend(None)
 

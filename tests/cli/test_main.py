@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from memmod.cli import main as cli
 from memmod.cli.main import app, default_folder, parse_classes
 from memmod.errors import RunError, SelectionError
+from memmod.files.checkpoint import Checkpoint
 from memmod.model import ModulatedModel
-from memmod.unlearning.checkpoint import Checkpoint
 from memmod.zoo import load_base
 from tests.helpers import assert_no_worse
 

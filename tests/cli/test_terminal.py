@@ -14,11 +14,19 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from memmod.cli import main as cli
-from memmod.cli.terminal import FEW_IMAGES, checking_bar, evaluation_bar, print_evaluation, training_bar
+from memmod.cli.terminal import (
+    FEW_IMAGES,
+    checking_bar,
+    evaluation_bar,
+    print_evaluation,
+    training_bar,
+    unlearning_bar,
+)
 from memmod.evaluation import Accuracies, Scorecard
 from memmod.report import Memory, Method, Network, Report, render
 from memmod.unlearning.monitor import Evaluation as Validation
-from memmod.unlearning.progress import ProgressBar
+from memmod.unlearning.objectives import Losses
+from memmod.unlearning.progress import Progress
 
 NAMES = ("[/red]", "cat [old]", "[bold]x", ":cat:", "a\\[b", "<b>&")
 
@@ -48,8 +56,9 @@ def test_names_in_a_scorecard() -> None:
 @pytest.mark.parametrize("worst", range(len(NAMES)))
 def test_names_in_the_progress_of_a_round(worst: int) -> None:
     out = console()
-    with ProgressBar(3, 0, NAMES, False, out) as bar:
-        bar.evaluated(Validation(1, {}, tuple(float(c == worst) for c in range(len(NAMES))), 0.5))
+    accuracies = tuple(float(c == worst) for c in range(len(NAMES)))
+    with unlearning_bar(NAMES, out) as progress:
+        progress(Progress(1, 3, evaluation=Validation(1, {}, accuracies, 0.5)))
     assert f"worst class {NAMES[worst]} 100.0%" in out.file.getvalue()
 
 
@@ -101,3 +110,15 @@ def test_bars_write_nothing_before_their_first_update() -> None:
     with training_bar(out) as progress:
         progress(1, 2, 0.25)
     assert "loss 0.250" in out.file.getvalue()
+
+
+def test_the_unlearning_bar_shows_losses_and_the_worst_class():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=160, color_system=None)
+    with unlearning_bar(("cat [old]", "dog"), console) as progress:
+        assert shown.getvalue() == ""
+        progress(Progress(0, 12, evaluation=Validation(0, {}, (0.75, 0.25), 0.5)))
+        progress(Progress(12, 12, losses=Losses(1.5, 0.5, 0.75, 0.25)))
+    text = shown.getvalue()
+    assert "100%" in text and "loss 1.500 (retain 0.500, forget 0.750)" in text
+    assert "worst class cat [old] 75.0%, retained 50.0%" in text

@@ -32,8 +32,8 @@ def test_changed_files_are_refused_or_load_the_same(fuzz, count, tmp_path):
         ("memmod.memory_file.check_memories", fuzz_files.fuzz_memory, "odd tensors: raw error"),
         ("memmod.zoo.check_tensors", fuzz_files.fuzz_runs, "other weights of the base"),
         ("memmod.zoo.check_card", fuzz_files.fuzz_runs, "other class names of the base"),
-        ("memmod.unlearning.checkpoint.check_tensors", fuzz_files.fuzz_checkpoints, "another state"),
-        ("memmod.unlearning.checkpoint.check_card", fuzz_files.fuzz_checkpoints, "card fields: loads something else"),
+        ("memmod.files.checkpoint.check_tensors", fuzz_files.fuzz_checkpoints, "another state"),
+        ("memmod.files.checkpoint.check_card", fuzz_files.fuzz_checkpoints, "card fields: loads something else"),
     ],
 )
 def test_it_notices_a_check_that_is_left_out(fault, fuzz, end, tmp_path, monkeypatch):

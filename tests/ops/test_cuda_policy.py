@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from memmod.kernels import paths  # noqa: E402
+from memmod.ops.backends import gpu_policy  # noqa: E402
 from memmod.ops.backends.cuda import policy as cuda_paths  # noqa: E402
 from memmod.ops.backends.cuda import register as cuda_kernels
 from memmod.ops.backends.limits import gpu_supports  # noqa: E402
@@ -46,7 +46,7 @@ def test_the_tail_is_always_taken():
 
 
 def test_convolutions_that_would_be_fused_on_gpus_of_mma_sync(old_gpu):
-    assert paths.conv_path(16, 9, 16, 4 * 64 * 64, False) == "fused"
+    assert gpu_policy.conv_path(16, 9, 16, 4 * 64 * 64, False) == "fused"
     assert passed_over(LARGE) is None
     backward = cuda_paths.passes_over("modulated_conv2d_backward")
     frozen = [True, False, True, True, False]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memmod.ops import dispatch
+from memmod.ops.backends import gpu_policy
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case, Problem
 from tests.triton.cost import record
@@ -65,10 +66,11 @@ def kernels_from(files: dict[str, str]) -> Iterator[None]:
         package.__path__ = [folder]
         try:
             # Every layer that can takes the fused kernels: the sizes are too small for that by themselves.
-            importlib.import_module(f"{PACKAGE}.paths").force("fused")
-            assert Path(sys.modules[f"{PACKAGE}.paths"].__file__).parent == Path(folder)
+            gpu_policy.force("fused")
+            assert Path(importlib.import_module(f"{PACKAGE}.gates").__file__).parent == Path(folder)
             yield
         finally:
+            gpu_policy.force(None)
             package.__path__ = path
             for name in forget():
                 delattr(package, name.rpartition(".")[2])

@@ -13,7 +13,6 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from benchmarks import retune
 from benchmarks.tuning import PathPoint, TilePoint
-from memmod.kernels import paths
 from memmod.kernels.configs import INTERPRETED, MatmulConfig, class_sums_config, line_config, programs, row_config
 from memmod.kernels.conv2d import modulated_conv2d
 from memmod.kernels.gates import gate_table
@@ -21,7 +20,7 @@ from memmod.kernels.linear import matmul, modulated_linear
 from memmod.kernels.output import memory_gradient, modulate_output, modulate_output_backward
 from memmod.kernels.sums import class_sums
 from memmod.ops import dispatch
-from memmod.ops.backends import reference
+from memmod.ops.backends import gpu_policy, reference
 from tests.ops.bounds import naive_gates
 
 pytestmark = pytest.mark.interpreter
@@ -33,9 +32,9 @@ CLASSES = (3, 40)
 
 @pytest.fixture(params=["fused", "library"])
 def path(request):
-    paths.force(request.param)
+    gpu_policy.force(request.param)
     yield request.param
-    paths.force(None)
+    gpu_policy.force(None)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -212,7 +211,7 @@ TILES = MatmulConfig(32, 32, 16, 2, 4, 1)
 )
 def test_paths_are_retuned_on_right_results(point, path):
     dispatch.set_backend("triton")
-    paths.force(path)
+    gpu_policy.force(path)
     try:
         got = point._replace(path=path).prepare("cpu")()
         retune.check(point._replace(path=path), got, "cpu")
@@ -220,7 +219,7 @@ def test_paths_are_retuned_on_right_results(point, path):
         with pytest.raises(retune.WrongResult):
             retune.check(point._replace(path=path), got, "cpu")
     finally:
-        paths.force(None)
+        gpu_policy.force(None)
         dispatch.set_backend(None)
 
 

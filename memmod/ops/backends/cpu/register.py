@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,41 +14,10 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
+from memmod.ops.backends.build_info import PACKAGE, REBUILD, build_info
 from memmod.ops.backends.limits import layout, other_dtype, unserved
 
-PACKAGE = Path(__file__).resolve().parents[3]
 _KERNEL = "the CPU kernel"
-REBUILD = "run `pip install --no-build-isolation .` in memmod's source folder"
-
-
-def build_info(package: Path = PACKAGE) -> dict[str, Any] | None:
-    """What the build wrote beside the extension (its file, torch version, compiler, flags), or None if unreadable."""
-    try:
-        info = json.loads((package / "_build_info.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    return info if _is_build_info(info) else None
-
-
-def _is_build_info(info: Any) -> bool:
-    """Whether the fields that memmod reads have their types; this file is read before any library that would say so."""
-    if not isinstance(info, dict):
-        return False
-    cuda = info.get("cuda", {})
-    if cuda is None:
-        cuda = {}
-    if not isinstance(cuda, dict):
-        return False
-    texts = [info.get("torch"), *(part.get(key) for part in (info, cuda) for key in ("extension", "reason"))]
-    names = [part["extension"] for part in (info, cuda) if isinstance(part.get("extension"), str)]
-    built_for = cuda.get("architectures", [])
-    return (
-        all(text is None or isinstance(text, str) for text in texts)
-        and all(re.fullmatch(r"\w[^/\0]*", name) for name in names)
-        and isinstance(built_for, list)
-        and all(isinstance(one, str) and re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", one) for one in built_for)
-        and (not cuda or bool(cuda.get("reason") if cuda.get("extension") is None else built_for))
-    )
 
 
 def unusable(package: Path = PACKAGE) -> str | None:

@@ -1,6 +1,6 @@
 """Which calls the CUDA C++ kernels take by themselves on a GPU; the others go to Triton's, if those are there.
 
-By count (kernels/memmod_kernels/paths.py says of what), not measured; on a GPU `pytest benchmarks --benchmark-only`
+By count (memmod/ops/backends/gpu_policy.py says of what), not measured; on a GPU `pytest benchmarks --benchmark-only`
 compares both.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memmod.kernels.paths import conv_path
+from memmod.ops.backends.gpu_policy import conv_path
 from memmod.ops.layout import conv_output_size
 
 # Rows that csrc/include/kernels.h serves in one reading of the weight.

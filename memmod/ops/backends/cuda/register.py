@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu.register import PACKAGE, REBUILD, build_info
+from memmod.ops.backends.build_info import PACKAGE, REBUILD, build_info
 from memmod.ops.backends.cuda import layers as cuda_layers
 from memmod.ops.backends.cuda import output as cuda_output
 from memmod.ops.backends.cuda import policy as cuda_paths

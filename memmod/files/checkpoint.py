@@ -13,9 +13,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from memmod.errors import RunError
+from memmod.files.atomic import write_atomically
 from memmod.files.sealed import check_card, check_tensors, read_tensors, seal
 from memmod.files.strict_json import Origin, as_json, check, parse
-from memmod.memory_file import write_atomically
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "memmod-checkpoint"

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from memmod.errors import RunError
+from memmod.files.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
 from memmod.files.sealed import seal
 from memmod.unlearning import Trainer
-from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
 from tests.unlearning.problem import dataset, modulated, quick
 
 
@@ -82,7 +82,7 @@ def test_another_file(tmp_path):
 
 
 def test_another_format_version(tmp_path, monkeypatch):
-    monkeypatch.setattr("memmod.unlearning.checkpoint.FORMAT_VERSION", 3)
+    monkeypatch.setattr("memmod.files.checkpoint.FORMAT_VERSION", 3)
     checkpoint().save(tmp_path / "c.safetensors")
     monkeypatch.undo()
     with pytest.raises(RunError, match="format version 3, this memmod reads 2"):
@@ -155,7 +155,7 @@ def test_a_card_that_lacks_or_has_another_type(tmp_path, field):
 def halfway(tmp_path_factory) -> bytes:
     """The checkpoint of a finished round."""
     folder = tmp_path_factory.mktemp("round")
-    Trainer(modulated(), dataset(), quick(), folder, quiet=True).fit()
+    Trainer(modulated(), dataset(), quick(), folder).fit()
     return (folder / FILE_NAME).read_bytes()
 
 
@@ -223,6 +223,6 @@ def resume(folder, content: bytes, words: str, edit=None, tensors=None) -> None:
     wf = modulated()
     before = wf.memory_state()
     with pytest.raises(RunError) as caught:
-        Trainer(wf, dataset(), quick(), folder, quiet=True).fit(resume=True)
+        Trainer(wf, dataset(), quick(), folder).fit(resume=True)
     assert str(path) in str(caught.value) and words in str(caught.value)
     assert all(torch.equal(memory, before[name]) for name, memory in wf.memory_state().items())

@@ -43,12 +43,12 @@ CASES = [
 @pytest.fixture
 def path(request):
     import memmod
-    from memmod.kernels import paths
+    from memmod.ops.backends import gpu_policy
 
     memmod.set_backend("triton")
-    paths.force(request.param)
+    gpu_policy.force(request.param)
     yield request.param
-    paths.force(None)
+    gpu_policy.force(None)
     memmod.set_backend(None)
 
 
