@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,29 +12,27 @@ from memmod.nn import ModulatedConv2d, ModulatedMultiheadAttention, ModulatedOut
 from memmod.nn.modulated import Modulated
 from memmod.ops.gating import gates as gates_of_selection
 from memmod.surgery.base_copy import detached_copy, without_compilation
+from memmod.surgery.modify import Changes
 from memmod.surgery.relu import unfuse_activations
 from memmod.surgery.replace import plain_conv2d, plain_linear, replace_module
-
-if TYPE_CHECKING:
-    from memmod.model import ModulatedModel
 
 # A copy with scaled weights stands for the gated layer only if it agrees with it to rounding.
 AGREEMENT = 1e-4
 
 
 @torch.inference_mode(False)
-def bake(wf: ModulatedModel, index: Tensor | None, threshold: float | None) -> nn.Module:
-    """A new ordinary module equal to `wf` under one selection (index ``[1]`` or ``[1, S]``; None: nothing).
+def bake(model: nn.Module, changes: Changes, index: Tensor | None, threshold: float | None) -> nn.Module:
+    """A new ordinary module equal to a modulated one under one selection (index ``[1]`` or ``[1, S]``; None: nothing).
 
     Gates below `threshold` become exactly 0.
     """
-    model = without_compilation(detached_copy(wf.model))
+    model = without_compilation(detached_copy(model))
     for layer in list(model.modules()):
         if isinstance(layer, Modulated):
             gates = [_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)]
             replace_module(model, layer, _baked(layer, *gates))
     unfuse_activations(model)
-    return _close_attention(model, wf)
+    return _close_attention(model, changes)
 
 
 def _gates(memory: Tensor | None, index: Tensor | None, gate: str, threshold: float | None) -> Tensor | None:
@@ -163,31 +159,31 @@ def _channel_scale(gates: Tensor, dim: int, layer: ModulatedOutput) -> nn.Module
 
 
 @torch.inference_mode(False)
-def unload(wf: ModulatedModel) -> nn.Module:
+def unload(model: nn.Module, changes: Changes) -> nn.Module:
     """The base again, unfolded, as an ordinary module with weights of its own."""
     memo: dict = {}
-    model = without_compilation(detached_copy(wf.model, memo))
-    for name, original in reversed(wf._originals):
+    model = without_compilation(detached_copy(model, memo))
+    for name, original in reversed(changes.originals):
         replace_module(model, model.get_submodule(name), detached_copy(original, memo))
-    return _restore(model, wf)
+    return _restore(model, changes)
 
 
-def _close_attention(model: nn.Module, wf: ModulatedModel) -> nn.Module:
+def _close_attention(model: nn.Module, changes: Changes) -> nn.Module:
     """Turn replaced attention back into the library's own, around its now ordinary projections."""
     for layer in list(model.modules()):
         if isinstance(layer, ModulatedMultiheadAttention):
             replace_module(model, layer, layer.to_multihead_attention(layer.in_proj, layer.out_proj))
         elif hasattr(layer, "to_window_attention"):
             replace_module(model, layer, layer.to_window_attention(layer.qkv, layer.proj))
-    return _restore(model, wf)
+    return _restore(model, changes)
 
 
-def _restore(model: nn.Module, wf: ModulatedModel) -> nn.Module:
+def _restore(model: nn.Module, changes: Changes) -> nn.Module:
     """Give back the attributes and the trainable parameters that modulate() changed."""
     modules = dict(model.named_modules())
-    for name, attribute, value in wf._attributes:
+    for name, attribute, value in changes.attributes:
         if hasattr(modules.get(name), attribute):
             setattr(modules[name], attribute, value)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(wf._trainable.get(name, parameter.is_floating_point()))
+        parameter.requires_grad_(changes.trainable.get(name, parameter.is_floating_point()))
     return model

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from memmod.surgery.example import Example
+from memmod.surgery.record import Surgery
 from memmod.surgery.replace import plain_conv2d
-from memmod.surgery.trace import Observation
+from memmod.surgery.trace import Observation, run_example, same_output
+
+# Folding moves logits by rounding alone; a pair that folds wrongly moves them by their own size.
+FOLD_TOLERANCE = 1e-3
 
 
 def foldable_pairs(model: nn.Module, observation: Observation) -> list[tuple[str, str]]:
@@ -63,3 +70,42 @@ def what_is_left(norm: nn.BatchNorm2d) -> nn.Module:
     if not parts:
         return nn.Identity()
     return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def fold(surgery: Surgery, observation: Observation, example: Example) -> dict[str, nn.BatchNorm2d]:
+    """Fold every conv and BatchNorm pair that folds; returns the folded convs' names with their norms.
+
+    The logits are compared with the unfolded model's; pairs that move them are undone.
+    """
+    pairs = foldable_pairs(surgery.model, observation)
+    expected = observation.output
+    for pair in pairs:
+        _fold_pair(surgery, *pair)
+    if pairs and not _same_output(surgery.model, example, expected):
+        surgery.undo(2 * len(pairs))
+        pairs = [pair for pair in pairs if _fold_if_it_agrees(surgery, pair, example, expected)]
+    norms = {}
+    for conv, norm in pairs:
+        original = next(module for name, module in reversed(surgery.originals) if name == norm)
+        norms[conv] = original
+        surgery.note(norm, original, "folded", f"into {conv}")
+    return norms
+
+
+def _fold_pair(surgery: Surgery, conv_name: str, norm_name: str) -> None:
+    conv, norm = surgery.model.get_submodule(conv_name), surgery.model.get_submodule(norm_name)
+    surgery.replace(conv_name, folded_conv(conv, norm))
+    surgery.replace(norm_name, what_is_left(norm))
+
+
+def _fold_if_it_agrees(surgery: Surgery, pair: tuple[str, str], example: Example, expected: Any) -> bool:
+    _fold_pair(surgery, *pair)
+    agrees = _same_output(surgery.model, example, expected)
+    if not agrees:
+        surgery.undo(2)
+    return agrees
+
+
+def _same_output(model: nn.Module, example: Example, expected: Any) -> bool:
+    with torch.no_grad():
+        return same_output(run_example(model, example.args, example.kwargs), expected, FOLD_TOLERANCE)

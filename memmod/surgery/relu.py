@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from memmod.nn import ModulatedConv2d, ModulatedLinear
 from memmod.surgery.example import Example
 from memmod.surgery.fold import has_hooks
-from memmod.surgery.modify import Surgery
+from memmod.surgery.record import Surgery
 from memmod.surgery.replace import replace_module
 from memmod.surgery.trace import Observation, observe
 

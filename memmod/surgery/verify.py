@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from memmod.errors import MemmodError, ModelError
 from memmod.nn.modulated import Modulated, Modulation
 from memmod.outputs import logits_of
+from memmod.run_state import RunState
 from memmod.surgery.example import Example
 from memmod.surgery.trace import run_example
-
-if TYPE_CHECKING:
-    from memmod.model import ModulatedModel
 
 # Layers tried in one run, each on a sample of its own; bounds the memory of a check.
 LAYERS_PER_RUN = 8
@@ -48,14 +46,30 @@ def _acting(memory: Tensor | None) -> Tensor | None:
     return noise.to(memory.device, memory.dtype)
 
 
+@dataclass(frozen=True)
+class _Model:
+    """A modulated model, what its layers share, and where its logits are."""
+
+    model: nn.Module
+    state: RunState
+    logits: str | None
+    device: torch.device
+
+
 @torch.inference_mode(False)
-def verify(wf: ModulatedModel, example: Example) -> None:
-    """Check `wf` on an example of at least 2 samples.
+def verify(model: nn.Module, state: RunState, logits: str | None, device: torch.device, example: Example) -> None:
+    """Check a modulated model on an example of at least 2 samples.
+
+    Args:
+        state: what its layers share.
+        logits: where they are in what it returns, as `ModulateConfig.logits`.
+        device: of its memories.
 
     Raises:
         ModelError: a gated layer was not called, changes nothing, or changes another sample; the layer is named.
     """
-    layers = {module: name for name, module in wf.model.named_modules() if isinstance(module, Modulated)}
+    wf = _Model(model, state, logits, device)
+    layers = {module: name for name, module in model.named_modules() if isinstance(module, Modulated)}
     probe = _Probe(layers)
     with _probing(wf, probe), torch.no_grad():
         _check_all(wf, probe, example)
@@ -63,7 +77,7 @@ def verify(wf: ModulatedModel, example: Example) -> None:
 
 
 @contextmanager
-def _probing(wf: ModulatedModel, probe: _Probe) -> Iterator[None]:
+def _probing(wf: _Model, probe: _Probe) -> Iterator[None]:
     wf.state.set_probe(probe)
     try:
         yield
@@ -71,7 +85,7 @@ def _probing(wf: ModulatedModel, probe: _Probe) -> Iterator[None]:
         wf.state.set_probe(None)
 
 
-def _check_all(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
+def _check_all(wf: _Model, probe: _Probe, example: Example) -> None:
     three = example.with_samples([0, 1, 0])
     probe.everywhere = _index(wf, [-1, -1, -1])
     nothing = _logits(wf, probe, three)
@@ -101,12 +115,12 @@ def _check_all(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
         )
 
 
-def _base_mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: Tensor) -> bool:
+def _base_mixes_samples(wf: _Model, probe: _Probe, three: Example, nothing: Tensor) -> bool:
     probe.everywhere = _index(wf, [-1, -1, -1])
     return not torch.equal(_logits(wf, probe, three.with_sample_changed(1))[[0, 2]], nothing[[0, 2]])
 
 
-def _mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: Tensor, name: str) -> bool:
+def _mixes_samples(wf: _Model, probe: _Probe, three: Example, nothing: Tensor, name: str) -> bool:
     probe.everywhere = _index(wf, [-1, -1, -1])
     probe.selections = {name: _index(wf, [-1, 0, -1])}
     logits = _logits(wf, probe, three)
@@ -114,7 +128,7 @@ def _mixes_samples(wf: ModulatedModel, probe: _Probe, three: Example, nothing: T
     return not torch.equal(logits[[0, 2]], nothing[[0, 2]])
 
 
-def _check_each(wf: ModulatedModel, probe: _Probe, example: Example) -> None:
+def _check_each(wf: _Model, probe: _Probe, example: Example) -> None:
     """Each layer alone changes the logits: layer j gates sample j only, of a batch of copies of one sample."""
     names = list(probe.layers.values())
     idle = []
@@ -143,9 +157,9 @@ def _plain(example: Example) -> str:
     return "; this example is constant: verify with one that is not" if example.is_constant else ""
 
 
-def _logits(wf: ModulatedModel, probe: _Probe, example: Example) -> Tensor:
+def _logits(wf: _Model, probe: _Probe, example: Example) -> Tensor:
     try:
-        logits = logits_of(run_example(wf.model, example.args, example.kwargs), wf.config.logits)
+        logits = logits_of(run_example(wf.model, example.args, example.kwargs), wf.logits)
     except MemmodError as error:
         raise ModelError(f"the model fails with its gates at work, last in layer {probe.last!r}: {error}") from error
     if not torch.isfinite(logits).all():
@@ -153,7 +167,7 @@ def _logits(wf: ModulatedModel, probe: _Probe, example: Example) -> Tensor:
     return logits
 
 
-def _index(wf: ModulatedModel, classes: list[int]) -> Tensor:
+def _index(wf: _Model, classes: list[int]) -> Tensor:
     return torch.tensor(classes, dtype=torch.int64, device=wf.device)
 
 

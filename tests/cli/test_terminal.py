@@ -50,7 +50,7 @@ def test_names_in_a_scorecard() -> None:
     text = out.file.getvalue()
     assert all(f" {name} " in text for name in NAMES) and "runs [/new] :cat:" in text
     assert "at worst 50.0% ([/red])" in text
-    assert all(f" {name} " in str(scorecard()) for name in NAMES)
+    assert all(f"\n{name} " in str(scorecard()) for name in NAMES)
 
 
 @pytest.mark.parametrize("worst", range(len(NAMES)))

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-import memmod.surgery.modify
+import memmod.surgery.plan
 from memmod import ModulateConfig, ModulatedModel, modulate
 from tests.helpers import randomise
 
@@ -152,7 +152,7 @@ def test_memory_files_that_gate_such_layers_load(tmp_path, monkeypatch) -> None:
     base, x = Block(with_residual), torch.randn(2, 3, 6, 6)
     path = tmp_path / "memory.safetensors"
     with monkeypatch.context() as patch:
-        patch.setattr(memmod.surgery.modify, "squeeze_excite_layers", lambda model, observation: set())
+        patch.setattr(memmod.surgery.plan, "squeeze_excite_layers", lambda model, observation: set())
         wf = modulate(base, example_input=x)
     wf.save_memory(path)
     again = ModulatedModel.from_file(base, path, x)
