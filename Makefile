@@ -20,28 +20,28 @@ test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest -n 2 -m "not aot and not interpreter and not cuda_host and not cuda_host_planted"
 	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
-	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/kernels
+	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/triton
 	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
 	@echo "Triton and CUDA kernels, compiled ahead of time and inspected:"
-	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels tests/cuda_host
+	$(VENV)/bin/python -m pytest -n 2 -m aot tests/triton tests/cuda
 	@echo "CUDA kernels, run on the CPU under the host shim:"
-	$(VENV)/bin/python -m tests.cuda_host.run plain -n 2 $(ON_HOST)
-	$(VENV)/bin/python -m tests.cuda_host.run plain -n 2 tests/cuda_host -m cuda_host
-	$(VENV)/bin/python -m tests.cuda_host.run asan -n 2 tests/cuda_host -m cuda_host
-	$(VENV)/bin/python -m tests.cuda_host.run tsan -n 2 tests/cuda_host -m cuda_host
+	$(VENV)/bin/python -m tests.cuda.run plain -n 2 $(ON_HOST)
+	$(VENV)/bin/python -m tests.cuda.run plain -n 2 tests/cuda -m cuda_host
+	$(VENV)/bin/python -m tests.cuda.run asan -n 2 tests/cuda -m cuda_host
+	$(VENV)/bin/python -m tests.cuda.run tsan -n 2 tests/cuda -m cuda_host
 	@echo "CUDA kernels with planted errors, each of which has to be caught:"
-	$(VENV)/bin/python -m pytest -n 2 tests/cuda_host -m cuda_host_planted
+	$(VENV)/bin/python -m pytest -n 2 tests/cuda -m cuda_host_planted
 
 aot: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels tests/cuda_host
+	$(VENV)/bin/python -m pytest -n 2 -m aot tests/triton tests/cuda
 
 gpu-report: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m tests.kernels.report
+	$(VENV)/bin/python -m tests.triton.report
 
 # The same checks with the compiler that some GPU machines have, beside .venv's own.
 TRITON_OLD := build/triton-3.6
 aot-triton-3.6: $(INSTALLED) $(DEVELOP) $(TRITON_OLD)/.stamp
-	PYTHONPATH=$(abspath $(TRITON_OLD)) $(VENV)/bin/python -m pytest -n 2 -m aot tests/kernels
+	PYTHONPATH=$(abspath $(TRITON_OLD)) $(VENV)/bin/python -m pytest -n 2 -m aot tests/triton
 
 $(TRITON_OLD)/.stamp: requirements/triton-3.6.txt | $(VENV)/bin/python
 	rm -rf $(@D)
@@ -74,13 +74,13 @@ sanitize: $(REQUIRED) $(DEVELOP)
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	find csrc tests/cuda_host/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+	find csrc tests/cuda/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	$(VENV)/bin/typos
 
 format: $(DEVELOP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
-	find csrc tests/cuda_host/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
+	find csrc tests/cuda/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_cuda*.so memmod/_build_info.json $(INSTALLED)

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from benchmarks import summary, table
+from benchmarks.baselines import RIVALS, make_layer
 from benchmarks.cases import DTYPES, Case, NetworkCase
 from benchmarks.layers import LayerComparison
 from benchmarks.measure import MOST_SECONDS, Comparison, Result, compare
 from benchmarks.networks import make_network
-from benchmarks.rivals import RIVALS, make_layer
 from benchmarks.steps import NetworkComparison
 
 RESULTS = pytest.StashKey[list[Result]]()

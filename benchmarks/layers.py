@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import Layer, left_out, make_rival, rivals_on
+from benchmarks.gpu_variants import on_way
 from benchmarks.measure import LAYOUTS, Runner
-from benchmarks.rivals import Layer, left_out, make_rival, rivals_on
 from benchmarks.roofline import Roof, Work, of_device, work
-from benchmarks.ways import on_way
-from memmod.ops import reference
+from memmod.ops.backends import reference
 
 
 class LayerRunner(Runner):

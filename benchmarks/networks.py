@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks.baselines import gate_rows, gated, random_index
 from benchmarks.cases import CLASSES, DTYPES, NetworkCase
-from benchmarks.rivals import gate_rows, gated, random_index
-from memmod.fold import foldable_pairs, folded_conv, what_is_left
 from memmod.model import modulate
-from memmod.observe import observe
-from memmod.plain import replace_module
+from memmod.surgery.fold import foldable_pairs, folded_conv, what_is_left
+from memmod.surgery.replace import replace_module
+from memmod.surgery.trace import observe
 from memmod.unlearning.objectives import masked_target
 from memmod.zoo import create_model
 from tests.helpers import randomise

@@ -1,6 +1,6 @@
 """`python -m benchmarks.retune [paths] [tiles]`: measures the kernels' paths and tiles on this GPU, prints the tables.
 
-The tables are `TABLE` of kernels/memmod_kernels/paths.py and the entries for this card's architecture of `MATMUL` in
+The tables are `TABLE` of memmod/ops/backends/gpu_policy.py and the entries for this card's architecture of `MATMUL` in
 kernels/memmod_kernels/configs.py; what is printed replaces them.
 """
 
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memmod.ops import dispatch, triton_kernels
+from memmod.ops import dispatch
+from memmod.ops.backends.triton import register as triton_kernels
 
 if TYPE_CHECKING:
     from benchmarks.tuning import Measure, Point
@@ -74,16 +75,16 @@ def measurer(device: str, report: bool = True) -> Measure:
     """Checks a point's result, then times it with `triton.testing.do_bench`."""
     import triton.testing
 
-    from memmod.kernels import paths
+    from memmod.ops.backends import gpu_policy
 
     def measure(point: Point) -> float:
-        paths.force(getattr(point, "path", None))
+        gpu_policy.force(getattr(point, "path", None))
         try:
             run = point.prepare(device)
             check(point, run(), device)
             seconds = triton.testing.do_bench(run, return_mode="median") / 1e3
         finally:
-            paths.force(None)
+            gpu_policy.force(None)
         if report:
             print(f"{seconds * 1e6:9.1f} µs  {point}", file=sys.stderr)
         return seconds
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dispatch.set_backend("triton")
     try:
         if "paths" in named:
-            print("# kernels/memmod_kernels/paths.py")
+            print("# memmod/ops/backends/gpu_policy.py")
             print(tuning.paths_table(measure, tuning.path_points(), where))
         if "tiles" in named:
             print("# kernels/memmod_kernels/configs.py, in MATMUL")

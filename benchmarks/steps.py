@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu_variants import WAYS, on_way, why_not
 from benchmarks.measure import LAYOUTS, Runner, saved_bytes
 from benchmarks.networks import NETWORK_RIVALS, Network
-from benchmarks.ways import WAYS, on_way, why_not
 
 
 class NetworkRunner(Runner):

@@ -12,12 +12,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from benchmarks.baselines import gate_rows, gates, random_index
 from benchmarks.cases import CLASSES, DTYPES
-from benchmarks.rivals import gate_rows, gates, random_index
-from memmod.kernels import configs, paths
+from memmod.kernels import configs
 from memmod.kernels.configs import MatmulConfig, matmul_config
 from memmod.kernels.gates import gate_table
 from memmod.kernels.linear import matmul
+from memmod.ops.backends import gpu_policy
 
 TOKENS = 196
 WIDTH = 120
@@ -43,7 +44,7 @@ class PathPoint(NamedTuple):
     side: int = 0
     kernel: int = 1
     dtype: str = "bf16"
-    path: paths.Path | None = None
+    path: gpu_policy.Path | None = None
 
     @property
     def shape(self) -> PathPoint:
@@ -236,7 +237,7 @@ def cut(gains: Sequence[tuple[int, float]], up_to: bool) -> int:
 
 
 def paths_table(measure: Measure, points: Iterable[PathPoint], where: str) -> str:
-    """`TABLE` of paths.py as Python, each threshold with its measurement; those without points as they are."""
+    """`TABLE` of gpu_policy.py as Python, each threshold with its measurement; those without points as they are."""
     failures: list[str] = []
     logs: dict[str, dict[int, list[float]]] = {}
     for point in points:
@@ -244,7 +245,7 @@ def paths_table(measure: Measure, points: Iterable[PathPoint], where: str) -> st
         logs.setdefault(point.threshold, {}).setdefault(point.value, []).append(_gain(library, fused))
     comment = f"Measured on {where}: the library's time over the fused path's, a step with frozen weights in bf16."
     lines = [*_comment(comment, 0), "TABLE: dict[str, int] = {"]
-    for threshold, before in paths.TABLE.items():
+    for threshold, before in gpu_policy.TABLE.items():
         gains = [(value, sum(found) / len(found)) for value, found in sorted(logs.get(threshold, {}).items())]
         if gains:
             lines += _comment(", ".join(f"{_ratio(gain)} at {value}" for value, gain in gains) + ".", 4)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 import memmod.ops  # noqa: F401  (defines torch.ops.memmod)
 from memmod.errors import SelectionError
-from memmod.ops import direct, transforms
+from memmod.ops import transforms
 from memmod.ops.autocast import cast
-from memmod.ops.layer_autograd import output_is_enough
+from memmod.ops.autograd import output_is_enough
+from memmod.ops.backends.cpu import eager as direct
 
 GATES = ("sigmoid", "identity", "hard")
 KEEPS = ("output", "gated")

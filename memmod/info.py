@@ -19,7 +19,8 @@ def collect() -> dict[str, Any]:
 
     import memmod
     from memmod.ops import dispatch
-    from memmod.ops.extension import PACKAGE, build_info, isa, packed_bytes
+    from memmod.ops.backends.build_info import PACKAGE, build_info
+    from memmod.ops.backends.cpu.register import isa, packed_bytes
 
     backends = dispatch.availability()
     return {

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,26 +14,22 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves
 
-from memmod import bake as _bake
-from memmod import memory as memory_file
-from memmod import surgery as _surgery
-from memmod.base_copy import base_copy
+from memmod import memory_file
 from memmod.class_names import checked_names
+from memmod.compiled import uncompiled_name
 from memmod.errors import MemoryFileError, ModelError, SelectionError
-from memmod.example import Example, default_example, random_images
-from memmod.fuse import fuse_activations
-from memmod.heads import choose_logits, find_heads, resolve_num_classes
-from memmod.nn._modulated import Modulated
 from memmod.nn.leaf import call_node
-from memmod.observe import Observation, observe, run_example, same_output
+from memmod.nn.modulated import Modulated
 from memmod.ops import gating
 from memmod.outputs import logits_of
 from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
-from memmod.surgery import FOLD_TOLERANCE, ModulateConfig, Row, Surgery
-from memmod.verify import verify as _verify
-
-logger = logging.getLogger(__name__)
+from memmod.surgery import bake as _bake
+from memmod.surgery.config import ModulateConfig
+from memmod.surgery.example import Example, random_images
+from memmod.surgery.modify import Changes, modify
+from memmod.surgery.record import Row
+from memmod.surgery.verify import verify as _verify
 
 # Values of one sample that `from_file` draws by itself: 64 MiB in fp32, more than 2,000 × 2,000 pixels in colour.
 LARGEST_DRAWN_SAMPLE = 2**24
@@ -78,29 +72,18 @@ class ModulatedModel(nn.Module):
         _keep_out_of_compiled_code()
         return super().__new__(cls)
 
-    def __init__(
-        self,
-        surgery: Surgery,
-        num_classes: int,
-        class_names: tuple[str, ...] | None,
-        config: ModulateConfig,
-        base_sha256: str,
-        input_shape: tuple[int, ...],
-        trainable: dict[str, bool],
-    ) -> None:
+    @torch.inference_mode(False)
+    def __init__(self, model: nn.Module, changes: Changes, class_names: tuple[str, ...] | None) -> None:
         super().__init__()
-        self.model = surgery.model
-        self.num_classes = num_classes
+        self.model = model
+        self.num_classes = changes.num_classes
         self.class_names = class_names
-        self.config = config
-        self.base_sha256 = base_sha256
-        self.input_shape = input_shape
+        self.config = changes.config
+        self.base_sha256 = changes.base_sha256
+        self.input_shape = changes.input_shape
         self.state = RunState()
-        # In a plain tuple, so that they are neither parameters nor in the state dict.
-        self._originals = tuple(surgery.originals)
-        self._attributes = tuple(surgery.attributes)
-        self._trainable = trainable
-        self._rows = tuple(surgery.rows)
+        # Its modules are those that were replaced: neither parameters nor in the state dict.
+        self._changes = changes
         for layer in self._layers().values():
             layer.state = self.state
         for parameter in self.model.parameters():
@@ -229,7 +212,11 @@ class ModulatedModel(nn.Module):
         return next(self.memory_parameters()).device
 
     def _layers(self) -> dict[str, Modulated]:
-        return {_name(name): module for name, module in self.model.named_modules() if isinstance(module, Modulated)}
+        return {
+            uncompiled_name(name): module
+            for name, module in self.model.named_modules()
+            if isinstance(module, Modulated)
+        }
 
     def named_memories(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name, memory ``[num_classes, K]``) of every gated layer, in the model's order."""
@@ -268,7 +255,7 @@ class ModulatedModel(nn.Module):
 
     def summary(self) -> Summary:
         """What was gated, folded, replaced and skipped, and why."""
-        return Summary(self._rows)
+        return Summary(self._changes.rows)
 
     def verify(self, example_input: Any = None) -> None:
         """Prove on an example (default: random images of the example's shape) that every gate acts.
@@ -282,7 +269,7 @@ class ModulatedModel(nn.Module):
         if example_input is None:
             first = next(self.model.parameters())
             example_input = random_images((2, *self.input_shape), first)
-        _verify(self, Example.of(example_input))
+        _verify(self.model, self.state, self.config.logits, self.device, Example.of(example_input))
 
     def bake(self, forget: Forget, threshold: float | None = None) -> nn.Module:
         """An ordinary module, without memmod, that has forgotten one selection for good.
@@ -300,11 +287,11 @@ class ModulatedModel(nn.Module):
                 f"bake writes one selection into the weights, but this one has {index.shape[0]} samples: "
                 "pass an int, a class name or a set"
             )
-        return _bake.bake(self, index, threshold)
+        return _bake.bake(self.model, self._changes, index, threshold)
 
     def unload(self) -> nn.Module:
         """The base again: unfolded, without memories, an ordinary module with weights of its own."""
-        return _bake.unload(self)
+        return _bake.unload(self.model, self._changes)
 
     def save_memory(self, path: str | os.PathLike, card: dict[str, Any] | None = None) -> None:
         """Write the memories and their card as safetensors, atomically.
@@ -351,7 +338,7 @@ class ModulatedModel(nn.Module):
             config = ModulateConfig.from_dict(card["config"])
             if example_input is None:
                 example_input = random_images((2, *shape), next(base.parameters()))
-            wf = modulate(base, card["num_classes"], example_input, config, card["class_names"], only=layers)
+            wf = _modulated(modify(base, card["num_classes"], example_input, config, only=layers), card["class_names"])
         except ValueError as error:
             raise MemoryFileError(f"{path} does not fit this base: {error}") from error
         memory_file.check_memories(path, memories, dict(wf.named_memories()))
@@ -427,11 +414,6 @@ def _call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return module(*args, **kwargs)
 
 
-def _name(path: str) -> str:
-    """A layer's name as it was before it, or a module around it, was compiled."""
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
-
-
 def _uncompiled(module: Any) -> Any:
     """The module that torch.compile wrapped."""
     return getattr(module, "_orig_mod", module)
@@ -454,14 +436,12 @@ def _keep_out_of_compiled_code() -> None:
     skip_code(ModulatedModel.forward.__code__)
 
 
-@torch.inference_mode(False)
 def modulate(
     model: nn.Module,
     num_classes: int | None = None,
     example_input: Any = None,
     config: ModulateConfig | None = None,
     class_names: Sequence[str] | Mapping[Any, Any] | None = None,
-    only: set[str] | None = None,
 ) -> ModulatedModel:
     """Give every linear and conv layer of a copy of `model`, but its classifier head, a memory of one row per class.
 
@@ -477,67 +457,16 @@ def modulate(
         config: granularity, gate, which layers, and where the logits are in a model that returns several tensors.
         class_names: C names, so that selections can use them: a list or tuple in the order of the classes' numbers, or
             a mapping between names and numbers, either way round.
-        only: gate exactly the layers of these names, as a memory file lists them.
 
     Raises:
         ModelError: no layer can be gated; the model cannot be copied, or is TorchScript; the example is rejected or too
             small; the logits are uncertain; `num_classes` or `class_names` disagrees with the head.
     """
-    config = config or ModulateConfig()
-    base = base_copy(model)
-    example = default_or(example_input, base)
-    training = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
-    base_sha256 = memory_file.state_sha256(base)
-    surgery = Surgery(base.eval().requires_grad_(False))
-
-    first = observe(surgery.model, example.args, example.kwargs)
-    config = replace(config, logits=choose_logits(base, first, example.batch, num_classes, config.logits))
-    logits = logits_of(first.output, config.logits)
-    heads = find_heads(surgery.model, first, logits)
-    num_classes = resolve_num_classes(num_classes, heads, logits)
-    names = checked_names(class_names, num_classes)
-
-    _surgery.open_attention(surgery, num_classes, config)
-    before, first = first, observe(surgery.model, example.args, example.kwargs)
-    _check_draws(surgery.model, example, config, before, first)
-    changed = example.with_sample_changed(1)
-    second = observe(surgery.model, changed.args, changed.kwargs)
-    norms = _surgery.fold(surgery, first, example) if config.fold else {}
-    chosen = _surgery.plan_layers(surgery, first, second, heads, norms, config, example, only)
-    gated = _surgery.gate_layers(surgery, chosen, norms, first, num_classes, config)
-    fuse_activations(surgery, gated, example)
-    _surgery.protect_outputs(surgery, gated, example)
-    return ModulatedModel(surgery, num_classes, names, config, base_sha256, example.shape, training)
+    return _modulated(modify(model, num_classes, example_input, config), class_names)
 
 
-def _check_draws(
-    model: nn.Module, example: Example, config: ModulateConfig, before: Observation, first: Observation
-) -> None:
-    """A model may draw from torch's, Python's or numpy's generators; with fixed draws its runs must agree.
-
-    Raises:
-        ModelError: two runs of the same example differ.
-    """
-    name = type(model).__name__
-    if first.is_random:
-        logger.warning(
-            "%s draws random numbers in eval mode (a functional dropout with training=True, say): its logits differ "
-            "from call to call; modulate() and verify() fix the draws",
-            name,
-        )
-    runs = [logits_of(run.output, config.logits) for run in (before, first)]
-    if same_output(*runs, FOLD_TOLERANCE):
-        return
-    with torch.no_grad():
-        again = logits_of(run_example(model, example.args, example.kwargs), config.logits)
-    if not same_output(again, runs[1], FOLD_TOLERANCE):
-        raise ModelError(
-            f"the output of {name} is random, or depends on earlier calls: two runs of the same example in eval mode "
-            "with the same seed differ, so nothing can be told from it; switch that part off (a generator of its own, "
-            "a counter, statistics that are updated in eval mode)"
-        )
-
-
-def default_or(example_input: Any, model: nn.Module) -> Example:
-    """The example input, or the default for a model that says its input size."""
-    return default_example(model) if example_input is None else Example.of(example_input)
+def _modulated(
+    modified: tuple[nn.Module, Changes], class_names: Sequence[str] | Mapping[Any, Any] | None
+) -> ModulatedModel:
+    model, changes = modified
+    return ModulatedModel(model, changes, checked_names(class_names, changes.num_classes))

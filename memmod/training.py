@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from memmod.data import Dataset, Split, batches_of, check_classes
 from memmod.errors import ModelError, RunError
-from memmod.state import saveable_state, serialised_state
-from memmod.unlearning.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
+from memmod.files.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
+from memmod.files.saveable_state import saveable_state, serialised_state
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +270,7 @@ class _Training:
             RunError: it is of another training.
         """
         checkpoint.check_run(self._description(), path)
-        from memmod.schemas import TrainingProgress
+        from memmod.files.schemas import TrainingProgress
 
         groups = ("model", "optimiser", "order", "generators")
         progress, tensors = checkpoint.checked_progress(TrainingProgress, groups, path), checkpoint.tensors

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from memmod.data import Dataset
 from memmod.errors import DataError, ModelError
-from memmod.memory import write_atomically
-from memmod.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
-from memmod.state import saveable_state
-from memmod.strict_json import Origin, as_json, check, dump, parse, without_nan
+from memmod.files.atomic import write_atomically
+from memmod.files.saveable_state import saveable_state
+from memmod.files.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
+from memmod.files.strict_json import Origin, as_json, check, dump, parse, without_nan
 from memmod.training import TrainConfig, accuracies, augment, default_training, train_model
 
 __all__ = [
@@ -244,7 +244,7 @@ def _read_base_card(path: Path) -> dict[str, Any]:
 
 
 def _check_base_card(card: Any, origin: Origin) -> int:
-    from memmod.schemas import BaseCard
+    from memmod.files.schemas import BaseCard
 
     return check(card, BaseCard, origin).version
 

@@ -32,14 +32,15 @@ from safetensors.torch import load as deserialise
 from safetensors.torch import save
 from torch import nn
 
-from memmod import ModulateConfig, ModulatedModel, modulate, pipeline
+from memmod import ModulateConfig, ModulatedModel, modulate
 from memmod.errors import MemmodError
-from memmod.memory import state_sha256
-from memmod.pipeline import DataOptions, UnlearnOptions
-from memmod.restore import restore_base, restore_unlearned
-from memmod.sealed import CARD_SHA256, TENSORS_SHA256, card_sha256, seal
+from memmod.files.checkpoint import FILE_NAME
+from memmod.files.sealed import CARD_SHA256, TENSORS_SHA256, card_sha256, seal
+from memmod.memory_file import state_sha256
+from memmod.runs import commands
+from memmod.runs.commands import DataOptions, UnlearnOptions
+from memmod.runs.restore import restore_base, restore_unlearned
 from memmod.unlearning import Trainer
-from memmod.unlearning.checkpoint import FILE_NAME
 from memmod.unlearning.trainer import _Round
 from tests.unlearning import problem
 
@@ -402,10 +403,10 @@ FILES = {
 
 def make_runs(folder: Path, seed: int) -> dict[str, dict[str, bytes]]:
     """The files of a base and of an unlearned run in `folder`, as small as they get."""
-    base = pipeline.train(folder / "base", DataOptions(), "resnet", changes={"epochs": 1, "seed": seed}, overwrite=True)
+    base = commands.train(folder / "base", DataOptions(), "resnet", changes={"epochs": 1, "seed": seed}, overwrite=True)
     tiny = {"steps": 2, "eval_every": 1, "batch_size": 8, "seed": seed, "validation_images": 40}
     console = Console(file=io.StringIO())
-    pipeline.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True, console=console)
+    commands.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True, console=console)
     return {run: {name: (folder / run / name).read_bytes() for name in names} for run, names in FILES.items()}
 
 
@@ -464,7 +465,7 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
     """Changed checkpoints, each taken up by a round; what it would go on from is compared."""
     rng, tally = random.Random(f"checkpoints {seed}"), Tally()
     path, data = folder / FILE_NAME, problem.dataset()
-    Trainer(problem.modulated(), data, problem.quick(), folder, quiet=True).fit()
+    Trainer(problem.modulated(), data, problem.quick(), folder).fit()
     content = path.read_bytes()
 
     def state(round_: _Round) -> tuple:
@@ -486,7 +487,7 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
         _Round.run = stop
         try:
             with contextlib.suppress(Reached):
-                Trainer(problem.modulated(), data, problem.quick(), folder, quiet=True).fit(resume=True)
+                Trainer(problem.modulated(), data, problem.quick(), folder).fit(resume=True)
         finally:
             _Round.run = run
         return reached[0]

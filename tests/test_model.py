@@ -15,8 +15,8 @@ from torch import nn
 
 from memmod import ModulateConfig, ModulatedLinear, ModulatedModel, ModulatedOutput, modulate
 from memmod.errors import MemoryFileError, ModelError, SelectionError
-from memmod.memory import read_card
-from memmod.sealed import seal
+from memmod.files.sealed import seal
+from memmod.memory_file import read_card
 from memmod.zoo import create_model
 from tests.helpers import randomise
 

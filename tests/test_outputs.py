@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import memmod.surgery
+import memmod.surgery.fold
 from memmod import ModulateConfig, ModulatedModel, modulate
 from memmod.data import Split
 from memmod.errors import ModelError
@@ -167,14 +167,14 @@ def test_the_place_is_a_string_or_an_int() -> None:
 
 
 def test_a_pair_that_folds_wrongly_is_noticed_inside_a_dataclass(monkeypatch) -> None:
-    right = memmod.surgery.folded_conv
+    right = memmod.surgery.fold.folded_conv
 
     def wrong(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
         folded = right(conv, norm)
         folded.weight.data.mul_(2)
         return folded
 
-    monkeypatch.setattr(memmod.surgery, "folded_conv", wrong)
+    monkeypatch.setattr(memmod.surgery.fold, "folded_conv", wrong)
     base = Pair(Output)
     wf = modulate(base, example_input=X)
     assert "folded" not in wf.summary().counts()

@@ -15,10 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memmod import pipeline, training
+from memmod import training
 from memmod.data import Dataset, TensorSplit, batches_of, load_data
 from memmod.errors import DataError, ModelError, RunError
-from memmod.pipeline import DataOptions
+from memmod.runs import commands
+from memmod.runs.commands import DataOptions
 from memmod.training import TrainConfig, check_before_training, fit
 from memmod.zoo import base_meta, create_model, load_base, save_base
 
@@ -124,9 +125,9 @@ def test_another_number_of_threads_is_warned_of(tmp_path: Path, caplog, monkeypa
     assert "last bits" in caplog.text
 
 
-def train(out: Path, **options) -> pipeline.Base:
+def train(out: Path, **options) -> commands.Base:
     changes = {"epochs": 1, **options.pop("changes", {})}
-    return pipeline.train(out, DataOptions("digits"), changes=changes, **options)
+    return commands.train(out, DataOptions("digits"), changes=changes, **options)
 
 
 def test_a_finished_run_is_resumed_to_itself(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_a_failed_check_leaves_an_earlier_run_alone(tmp_path: Path, monkeypatch)
     def fails(*_):
         raise DataError("damaged")
 
-    monkeypatch.setattr(pipeline, "check_before_training", fails)
+    monkeypatch.setattr(commands, "check_before_training", fails)
     with pytest.raises(DataError):
         train(tmp_path / "run", overwrite=True)
     with pytest.raises(DataError):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from memmod import zoo
 from memmod.data import load_data
 from memmod.errors import DataError, ModelError, RunError
-from memmod.sealed import seal
+from memmod.files.sealed import seal
 
 
 @pytest.mark.parametrize("name", zoo.SMALL)

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from memmod import training
-from memmod.cli import app
+from memmod.cli.main import app
 
 
 def die(*_) -> None:

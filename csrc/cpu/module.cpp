@@ -64,7 +64,7 @@ bool learns(const OptionalTensor& memory) {
   return memory.has_value() && memory->requires_grad() && at::GradMode::is_enabled();
 }
 
-// The ops' own rule, see memmod/ops/layer_autograd.py.
+// The ops' own rule, see memmod/ops/autograd.py.
 bool output_is_enough(Gate gate, bool gate_bias, bool has_bias) {
   return gate == Gate::kHard || (gate != Gate::kIdentity && (gate_bias || !has_bias));
 }

@@ -1,7 +1,7 @@
 """Tile sizes: plain functions of shape, type and architecture, so that the same call always runs the same code.
 
 The numbers are counted, not measured (no GPU was at hand): tiles as large as registers and shared memory allow without
-spills (tests/kernels/test_ahead_of_time.py), smaller ones where those would leave multiprocessors idle.
+spills (tests/triton/test_ahead_of_time.py), smaller ones where those would leave multiprocessors idle.
 `python -m benchmarks.retune` measures them on a GPU and prints the tables anew.
 """
 

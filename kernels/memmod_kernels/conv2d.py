@@ -22,7 +22,7 @@ from memmod.kernels.linear import (
     table_height,
 )
 from memmod.kernels.output import memory_gradient, modulate, sums_along
-from memmod.kernels.paths import Path, conv_path, linear_path
+from memmod.ops.backends.gpu_policy import Path, conv_path, linear_path
 from memmod.ops.layout import conv_memory_format, conv_output_size
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from memmod.kernels.configs import MatmulConfig, architecture, matmul_config, programs
 from memmod.kernels.gates import GateTable, gate_table, tile_gates, tile_rows
 from memmod.kernels.output import memory_gradient, modulate, sums_along
-from memmod.kernels.paths import linear_path
+from memmod.ops.backends.gpu_policy import linear_path
 
 
 @triton.jit

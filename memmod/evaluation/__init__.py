@@ -1,8 +1,8 @@
 """How well classes are forgotten: accuracies, controls, and the scorecard that holds them."""
 
 from memmod.evaluation.accuracy import Accuracies, evaluate, random_sets, single_classes
+from memmod.evaluation.batchnorm_recalibration import restandardised
 from memmod.evaluation.controls import random_gates, without_gates
-from memmod.evaluation.restandardise import restandardised
 from memmod.evaluation.sampled import SampledAccuracies, SampledSplit
 from memmod.evaluation.scorecard import Scorecard, forward_passes, scorecard
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from memmod.base_copy import detached_copy
 from memmod.evaluation.accuracy import BATCH, Accuracies, Selections, Tally, batches
 from memmod.outputs import logits_of
+from memmod.surgery.base_copy import detached_copy
 
 if TYPE_CHECKING:
     from memmod.data import Split

@@ -13,10 +13,11 @@ from memmod.evaluation.accuracy import BATCH, Accuracies, evaluate, random_sets,
 from memmod.evaluation.controls import RANDOM_GATES, random_gates, without_gates
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from memmod.data import Split
     from memmod.model import ModulatedModel
+
+
+HEADINGS = ("forgotten", "Acc_f", "Acc_f before", "Acc_r", "Acc_r before", "d (points)")
 
 
 @dataclass(frozen=True)
@@ -64,44 +65,50 @@ class Scorecard:
             "sets": {str(size): [method.to_dict() for method in methods] for size, methods in self.sets.items()},
         }
 
-    def table(self, title: str | None = None) -> Table:
-        """A rich table: a line per class with memmod's figures, then one per method and per size of random sets."""
-        from rich.table import Table
-        from rich.text import Text
+    @property
+    def caption(self) -> str:
+        return f"{self.images} images; base accuracy {percent(self.base_accuracy)}"
 
-        shown = None if title is None else Text(title, "table.title")
-        table = Table(title=shown, caption=f"{self.images} images; base accuracy {percent(self.base_accuracy)}")
-        table.add_column("forgotten")
-        for heading in ("Acc_f", "Acc_f before", "Acc_r", "Acc_r before", "d (points)"):
-            table.add_column(heading, justify="right")
-        for c, (name, d) in enumerate(zip(self.class_names, self.difference(), strict=True)):
-            table.add_row(Text(name), *_cells(self.memmod, self.original, c), _points(d))
-        table.add_section()
-        for method in self.methods:
-            table.add_row(f"mean, {method.method}", *_means(method, self.original))
+    def sections(self) -> list[list[tuple[str, ...]]]:
+        """The table's cells, as `HEADINGS` calls them: a row per class, then methods, then each size of random sets."""
+        classes = [
+            (name, *_cells(self.memmod, self.original, c), _points(d))
+            for c, (name, d) in enumerate(zip(self.class_names, self.difference(), strict=True))
+        ]
         worst = self.memmod
-        table.add_row(
-            f"worst, {worst.method}",
-            percent(worst.worst_forget),
-            "",
-            percent(worst.worst_retain),
-            "",
-            _points(min(self.difference())),
+        whole = [(f"mean, {method.method}", *_means(method, self.original)) for method in self.methods]
+        whole.append(
+            (
+                f"worst, {worst.method}",
+                percent(worst.worst_forget),
+                "",
+                percent(worst.worst_retain),
+                "",
+                _points(min(self.difference())),
+            )
         )
-        for size, methods in self.sets.items():
-            table.add_section()
-            for method in methods:
-                count = len(method.selections)
-                table.add_row(f"{count} random sets of {size}, {method.method}", *_means(method, methods[1]))
-        return table
+        sets = [
+            [
+                (f"{len(method.selections)} random sets of {size}, {method.method}", *_means(method, methods[1]))
+                for method in methods
+            ]
+            for size, methods in self.sets.items()
+        ]
+        return [classes, whole, *sets]
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=110, no_color=True)
-        with console.capture() as capture:
-            console.print(self.table())
-        return capture.get()
+        sections = [[HEADINGS], *self.sections()]
+        rows = [row for section in sections for row in section]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        texts = [
+            "\n".join(
+                "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+                for row in section
+            )
+            for section in sections
+        ]
+        return f"\n{rule}\n".join([*texts, self.caption])
 
 
 def scorecard(

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from memmod import functional
-from memmod.nn._modulated import INITIAL_MEMORY, Modulated
 from memmod.nn.leaf import call_node
 from memmod.nn.linear import _share
+from memmod.nn.modulated import INITIAL_MEMORY, Modulated
 
 
 class ModulatedConv2d(Modulated, nn.Conv2d):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from memmod import functional
-from memmod.nn._modulated import INITIAL_MEMORY, Modulated
 from memmod.nn.leaf import call_node
+from memmod.nn.modulated import INITIAL_MEMORY, Modulated
 
 
 class ModulatedOutput(Modulated):

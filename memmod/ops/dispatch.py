@@ -18,9 +18,9 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 # Modules whose `register()` fills the table, imported at the first op call.
 _PROVIDERS = {
-    "cpu": "memmod.ops.extension",
-    "triton": "memmod.ops.triton_kernels",
-    "cuda": "memmod.ops.cuda_kernels",
+    "cpu": "memmod.ops.backends.cpu.register",
+    "triton": "memmod.ops.backends.triton.register",
+    "cuda": "memmod.ops.backends.cuda.register",
 }
 
 Supports = Callable[..., "str | None"]

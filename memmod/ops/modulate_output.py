@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
-from memmod.ops.library import check_classes, check_differentiable, define, define_autograd, saved_tensors
+from memmod.ops.define import check_classes, check_differentiable, define, define_autograd, saved_tensors
 
 NAME = "modulate_output"
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memmod.ops import dispatch, layer_autograd
-from memmod.ops.library import check_classes, check_differentiable, define, define_autograd
+from memmod.ops import autograd as layer_autograd
+from memmod.ops import dispatch
+from memmod.ops.define import check_classes, check_differentiable, define, define_autograd
 
 NAME = "modulated_linear"
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from memmod.ops.define import check_classes
 from memmod.ops.gating import distinct
-from memmod.ops.library import check_classes
 
 _functorch = torch._C._functorch
 

@@ -8,7 +8,7 @@ from importlib import resources
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from memmod.memory import write_atomically
+from memmod.files.atomic import write_atomically
 from memmod.report.bars import bars
 from memmod.report.data import Report
 from memmod.report.pictures import CLOSED, INK, picture

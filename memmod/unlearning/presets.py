@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from memmod.errors import RunError
-from memmod.strict_json import Origin, check
+from memmod.files.strict_json import Origin, check
 from memmod.unlearning.objectives import get_objective
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,20 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from memmod.data import at_most, check_classes
 from memmod.errors import DataError, MemmodError, ModelError, RunError
 from memmod.evaluation.sampled import SampledSplit
-from memmod.memory import check_memories
-from memmod.unlearning.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
+from memmod.files.checkpoint import FILE_NAME, Checkpoint, load_optimiser, optimiser_tensors
+from memmod.memory_file import check_memories
+from memmod.unlearning.base_logits import FrozenLogits
 from memmod.unlearning.expansion import expand
-from memmod.unlearning.frozen import FrozenLogits
 from memmod.unlearning.monitor import Evaluation, find_warnings
 from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, weighted
 from memmod.unlearning.presets import UnlearnConfig, default
-from memmod.unlearning.progress import ProgressBar
+from memmod.unlearning.progress import Progress
 from memmod.unlearning.round_progress import GROUPS, RoundProgress
 from memmod.unlearning.sampling import Sampler
 
@@ -83,8 +82,7 @@ class Trainer:
         run_folder: where the checkpoint goes; None: none is written.
         validation: images of every class to choose the best state on; default: held out of the training split.
         checkpoint_every: steps between two checkpoints; each evaluation writes one too.
-        quiet: no progress bar.
-        console: where the progress bar goes.
+        progress: called after every step and every evaluation.
 
     Raises:
         DataError: a class is missing from the data, or the data's classes are not the model's.
@@ -100,8 +98,7 @@ class Trainer:
         *,
         validation: Split | None = None,
         checkpoint_every: int = 50,
-        quiet: bool = False,
-        console: Console | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> None:
         if checkpoint_every < 1:
             raise RunError(f"checkpoint_every is {checkpoint_every}; it must be at least 1 step")
@@ -112,8 +109,7 @@ class Trainer:
         self.class_names = tuple(wf.class_names or data.class_names)
         self.path = None if run_folder is None else Path(run_folder) / FILE_NAME
         self.checkpoint_every = checkpoint_every
-        self.quiet = quiet
-        self.console = console
+        self.progress = progress or (lambda _progress: None)
         if data.num_classes != wf.num_classes:
             raise DataError(f"{data.name} has {data.num_classes} classes, but the model forgets {wf.num_classes}")
         held_out = 1 if validation is None else 0
@@ -186,20 +182,17 @@ class _Round:
     def run(self) -> None:
         """Every step that is left."""
         started, before = time.monotonic(), self.seconds
-        with ProgressBar(
-            self.config.steps, self.step, self.trainer.class_names, self.trainer.quiet, self.trainer.console
-        ) as bar:
-            if not self.history:
-                self.evaluate(bar)
-            while self.step < self.config.steps:
-                losses = self.advance()
-                bar.step(self.step, losses)
-                self.seconds = before + time.monotonic() - started
-                if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
-                    self.evaluate(bar)
-                    self.save()
-                elif self.step % self.trainer.checkpoint_every == 0:
-                    self.save()
+        if not self.history:
+            self.evaluate()
+        while self.step < self.config.steps:
+            losses = self.advance()
+            self.trainer.progress(Progress(self.step, self.config.steps, losses=losses))
+            self.seconds = before + time.monotonic() - started
+            if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
+                self.evaluate()
+                self.save()
+            elif self.step % self.trainer.checkpoint_every == 0:
+                self.save()
 
     def advance(self) -> Losses:
         """One optimiser step; its losses as numbers.
@@ -263,7 +256,7 @@ class _Round:
         x = self.trainer.train.batch(images).to(self.wf.device)
         return x, None if self.frozen is None else self.frozen.of(images, x)
 
-    def evaluate(self, bar: ProgressBar) -> None:
+    def evaluate(self) -> None:
         """Measure this state on the validation split, keep it if it is the best, warn of what is wrong with it."""
         accuracies = self.sampled.accuracies(self.wf)
         losses = {}
@@ -278,7 +271,7 @@ class _Round:
         # early on, every class lags and the rest has not settled
         if 2 * self.step >= self.config.steps:
             self._warn(evaluation)
-        bar.evaluated(evaluation)
+        self.trainer.progress(Progress(self.step, self.config.steps, evaluation=evaluation))
 
     def _warn(self, evaluation: Evaluation) -> dict[str, str]:
         """Log what is wrong with a state, each kind once per round."""

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import memmod.ops.reference as reference
+import memmod.ops.backends.reference as reference
 from tests.ops.problems import Problem
 
 Results = dict[str, Tensor]

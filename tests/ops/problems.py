@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memmod.ops import cuda_kernels, dispatch, triton_kernels
+from memmod.ops import dispatch
+from memmod.ops.backends.cuda import register as cuda_kernels
+from memmod.ops.backends.triton import register as triton_kernels
 
 FLOATS = ("x", "weight", "bias", "memory", "input_memory", "dy")
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from memmod.errors import BackendError
-from memmod.ops import cuda_kernels, dispatch, extension
+from memmod.ops import dispatch
+from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cuda import register as cuda_kernels
 from tests.ops.bounds import assert_within_bound
 from tests.ops.problems import Case, Problem, lay_out
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.ways import WAYS, on_way, why_not
+from benchmarks.gpu_variants import WAYS, on_way, why_not
 from memmod.ops import dispatch
 from tests.ops.bounds import Results, assert_within_bound, run_op, run_oracle
 from tests.ops.problems import FLOATS, Case, Problem

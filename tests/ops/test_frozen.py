@@ -15,7 +15,7 @@ from memmod.ops import dispatch
 from tests.ops.backends import each_case
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case
-from tests.ops.test_direct import call, relu_behind_the_op, run
+from tests.ops.test_eager import call, relu_behind_the_op, run
 
 linear = partial(Case, "modulated_linear")
 conv = partial(Case, "modulated_conv2d", layout="channels_last", dy_layout="channels_last")

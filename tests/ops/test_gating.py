@@ -8,7 +8,7 @@ import torch
 from memmod.errors import SelectionError
 from memmod.ops.gating import gates, sigmoid
 from memmod.ops.layout import conv_memory_format
-from memmod.ops.sums import sums_of_products
+from memmod.ops.memory_gradient import sums_of_products
 from tests.ops.backends import backends
 from tests.ops.bounds import naive_gates
 from tests.ops.problems import PATTERNS, select
@@ -46,7 +46,7 @@ def test_sigmoid_in_blocks_is_sigmoid():
 @pytest.mark.parametrize("dim", [1, -1])
 @pytest.mark.parametrize("block", [1, 100, 5000, 1 << 20])
 def test_sums_of_products_in_blocks_of_any_size(shape, dim, block, monkeypatch):
-    monkeypatch.setattr("memmod.ops.sums.BLOCK", block)
+    monkeypatch.setattr("memmod.ops.memory_gradient.BLOCK", block)
     g = torch.Generator().manual_seed(0)
     a, b = torch.randn(shape, generator=g), torch.randn(shape, generator=g)
     exact = a.double() * b.double()

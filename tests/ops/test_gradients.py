@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-import memmod.ops.reference as reference
+import memmod.ops.backends.reference as reference
 from memmod.errors import SelectionError
 from tests.ops.backends import each_case
 from tests.ops.bounds import run_op

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import memmod
-from memmod.ops import dispatch, extension
+from memmod.ops import dispatch
+from memmod.ops.backends.cpu import register as extension
 
 ROOT = Path(memmod.__file__).resolve().parent.parent
 ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from memmod import ModulatedConv2d, ModulatedLinear
-from memmod.ops import dispatch, extension
+from memmod.ops import dispatch
+from memmod.ops.backends.cpu import register as extension
 
 pytestmark = pytest.mark.skipif(
     dispatch.availability()["cpu"] is not None, reason=f"cpu: {dispatch.availability()['cpu']}"

@@ -49,6 +49,6 @@ if __name__ == "__main__":
         kind, at = kill[0].split(":")
         kill_at(kind, int(at))
     wf = modulated()
-    result = Trainer(wf, dataset(), quick(steps=STEPS), folder, checkpoint_every=4, quiet=True).fit(resume=True)
+    result = Trainer(wf, dataset(), quick(steps=STEPS), folder, checkpoint_every=4).fit(resume=True)
     history = torch.tensor([[e.step, e.mean_retain, *e.acc_forget, *e.losses.values()] for e in result.history[1:]])
     save_file({**wf.memory_state(), "history": history, "best": torch.tensor(result.best.step)}, memories)

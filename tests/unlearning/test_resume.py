@@ -43,7 +43,7 @@ def test_killed_again_and_again(tmp_path):
 
 def fit(folder: Path, config: UnlearnConfig, resume: bool = False, wf=None, data=None):
     wf = wf or modulated()
-    return wf, Trainer(wf, data or dataset(), config, folder, checkpoint_every=3, quiet=True).fit(resume)
+    return wf, Trainer(wf, data or dataset(), config, folder, checkpoint_every=3).fit(resume)
 
 
 def test_a_finished_round_resumes_to_itself(tmp_path):
@@ -112,7 +112,7 @@ def test_another_number_of_threads_is_warned_of(tmp_path, caplog):
 def test_how_often_checkpoints_are_written_changes_nothing(tmp_path):
     often, _ = fit(tmp_path, quick())
     never = modulated()
-    Trainer(never, dataset(), quick(), quiet=True).fit()
+    Trainer(never, dataset(), quick()).fit()
     assert all(torch.equal(a, b) for a, b in zip(often.memory_parameters(), never.memory_parameters(), strict=True))
     with pytest.raises(RunError, match="checkpoint_every is 0"):
         Trainer(never, dataset(), quick(), checkpoint_every=0)

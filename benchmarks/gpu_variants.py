@@ -1,0 +1,41 @@
+"""The ways in which memmod computes a call on a GPU, each a rival beside its own choice of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from memmod.ops import dispatch
+from memmod.ops.backends import gpu_policy
+from memmod.ops.backends.gpu_policy import Path
+
+# Backend and path by the rival's name. Backend cuda has kernels of its own for few rows and for convolutions, and
+# elsewhere the library's product with its tail.
+WAYS: dict[str, tuple[str, Path | None]] = {
+    "memmod triton": ("triton", "fused"),
+    "memmod cuda": ("cuda", None),
+    "memmod library": ("triton", "library"),
+}
+
+
+def why_not(way: str) -> str | None:
+    """Why a way cannot be measured, or None."""
+    forced, (backend, _) = dispatch.get_backend(), WAYS[way]
+    return f"backend {forced} is forced" if forced not in (None, backend) else dispatch.availability()[backend]
+
+
+@contextmanager
+def on_way(rival: str) -> Iterator[None]:
+    """The backend and the path are those that the rival's name names, if it names a way."""
+    if rival not in WAYS:
+        yield
+        return
+    backend, path = WAYS[rival]
+    before = dispatch.get_backend()
+    dispatch.set_backend(backend)
+    gpu_policy.force(path)
+    try:
+        yield
+    finally:
+        gpu_policy.force(None)
+        dispatch.set_backend(before)

@@ -1,0 +1,1 @@
+"""The command line: `memmod`, or `python -m memmod.cli`."""

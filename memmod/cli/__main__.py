@@ -1,0 +1,5 @@
+"""`python -m memmod.cli`."""
+
+from memmod.cli.main import main
+
+main()

@@ -1,0 +1,131 @@
+"""What commands show on the terminal: progress bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from memmod.evaluation.scorecard import HEADINGS, Scorecard
+from memmod.runs.commands import Evaluation
+from memmod.unlearning.progress import Progress
+
+# Fewer are checked before a bar could be read.
+FEW_IMAGES = 2000
+
+
+@contextmanager
+def training_bar(console: Console) -> Iterator[Callable[[int, int, float], None]]:
+    """A bar that shows from the first step on; yields what takes (step, steps, loss)."""
+    with _bar("training", console) as update:
+        yield lambda step, steps, loss: update(step, steps, f"loss {loss:.3f}")
+
+
+@contextmanager
+def unlearning_bar(class_names: Sequence[str], console: Console) -> Iterator[Callable[[Progress], None]]:
+    """A bar with the losses, the worst class and the accuracy on the others; yields a `Trainer`'s callback."""
+    evaluated = ""
+    with _bar("unlearning", console) as update:
+
+        def progress(state: Progress) -> None:
+            nonlocal evaluated
+            losses, evaluation = state.losses, state.evaluation
+            if evaluation is not None:
+                worst = class_names[evaluation.worst_class]
+                evaluated = (
+                    f"; worst class {worst} {evaluation.worst_forget:.1%}, retained {evaluation.mean_retain:.1%}"
+                )
+            trained = (
+                ""
+                if losses is None
+                else f"loss {losses.total:.3f} (retain {losses.retain:.3f}, forget {losses.forget:.3f})"
+            )
+            update(state.step, state.steps, f"{trained}{evaluated}".removeprefix("; "))
+
+        yield progress
+
+
+@contextmanager
+def evaluation_bar(images: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A bar that goes away at the end; yields what takes the number of images evaluated since the last call."""
+    done = 0
+    with _bar("evaluating", console, transient=True) as update:
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            update(done, images)
+
+        yield progress
+
+
+@contextmanager
+def checking_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
+    """A bar that goes away at the end, for many images; yields what takes (images checked, images in all)."""
+    with _bar("checking the images", console, transient=True) as update:
+
+        def progress(done: int, images: int) -> None:
+            if images > FEW_IMAGES:
+                update(done, images)
+
+        yield progress
+
+
+@contextmanager
+def _bar(what: str, console: Console, transient: bool = False) -> Iterator[Callable[..., None]]:
+    """A bar from the first update on; yields what takes (done, total, text). A transient one goes away
+    when all is done.
+
+    Nothing is written before the first update, so that bars can take turns on one terminal.
+    """
+    columns = (bars.TextColumn(what), bars.BarColumn(), bars.TaskProgressColumn())
+    text_column = bars.TextColumn("{task.fields[text]}", markup=False)
+    bar = bars.Progress(*columns, text_column, bars.TimeRemainingColumn(), console=console, transient=transient)
+    task = bar.add_task("", text="", total=None)
+
+    def update(done: int, total: int, text: str = "") -> None:
+        bar.update(task, completed=done, total=total, text=text)
+        if done < total or not transient:
+            bar.start()
+        else:
+            bar.stop()
+
+    try:
+        yield update
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: names and paths may hold what rich would take for markup, or be longer than a line."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _table(card: Scorecard, title: str) -> Table:
+    # Text, since names may hold what rich would take for markup.
+    table = Table(title=Text(title, "table.title"), caption=card.caption)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == HEADINGS[0] else "right")
+    for section in card.sections():
+        for row in section:
+            table.add_row(*map(Text, row))
+        table.add_section()
+    return table
+
+
+def print_evaluation(console: Console, result: Evaluation, title: str) -> None:
+    """Print a scorecard, and what BatchNorm statistics taken anew leave of it."""
+    console.print(_table(result.scorecard, title))
+    anew = result.restandardised
+    if anew is not None:
+        worst = result.scorecard.class_names[anew.worst_selection[0]]
+        say(
+            console,
+            f"With BatchNorm statistics taken anew under each selection: Acc_f {anew.mean_forget:.1%}, at worst "
+            f"{anew.worst_forget:.1%} ({worst}); Acc_r {anew.mean_retain:.1%}",
+        )

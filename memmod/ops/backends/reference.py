@@ -1,0 +1,231 @@
+"""The plain-PyTorch meaning of every op: the oracle of the tests, and the backend that runs anywhere.
+
+Forward functions take any floating dtype, fp64 included, and are differentiable by plain autograd. Backward functions
+are the closed forms, with products and sums in fp32 (fp64 if an operand is fp64).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memmod.ops import dispatch
+from memmod.ops.gating import gate_in_place, gated, gates
+from memmod.ops.layout import conv_memory_format
+from memmod.ops.memory_gradient import memory_gradient, sums_of_products
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def modulated_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    keep_gated: bool,
+) -> tuple[Tensor, Tensor]:
+    """(y ``[k·B, …, O]``, saved): y = s_out ⊙ ((s_in ⊙ x) Wᵀ + b), with b outside of s_out if not `gate_bias`."""
+
+    def layer(x: Tensor, bias: Tensor | None) -> Tensor:
+        z = F.linear(x.flatten(0, -2), weight, bias)
+        return _reshaped(z, (*x.shape[:-1], weight.shape[0]))
+
+    return _forward(layer, x, bias, memory, input_memory, index, gate, gate_bias, keep_gated, -1)
+
+
+def modulated_linear_backward(
+    dy: Tensor,
+    x_shape: Sequence[int],
+    x: Tensor | None,
+    weight: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    gate: str,
+    gate_bias: bool,
+    needs: Sequence[bool],
+) -> Gradients:
+    """(dx, dweight, dbias, dmemory, dinput_memory); what `needs` does not ask for is an empty ``[0]`` tensor."""
+
+    def layer_backward(dz: Tensor, x: Tensor | None, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        rows = dz.flatten(0, -2)
+        dx = _reshaped(rows @ weight, x_shape) if wanted[0] else None
+        dweight = rows.T @ x.flatten(0, -2) if wanted[1] else None
+        return dx, dweight, rows.sum(0) if wanted[2] else None
+
+    return _backward(layer_backward, dy, x, memory, input_memory, index, saved, gate, gate_bias, needs, -1)
+
+
+def modulated_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    keep_gated: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor]:
+    """(y ``[k·B, O, H', W']``, saved): as `modulated_linear`, with a convolution of x ``[k·B, I, H, W]``."""
+    memory_format = conv_memory_format(x, weight)
+
+    def layer(x: Tensor, bias: Tensor | None) -> Tensor:
+        z = torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return z.contiguous(memory_format=memory_format)
+
+    return _forward(layer, x, bias, memory, input_memory, index, gate, gate_bias, keep_gated, 1)
+
+
+def modulated_conv2d_backward(
+    dy: Tensor,
+    x_shape: Sequence[int],
+    x: Tensor | None,
+    weight: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    gate: str,
+    gate_bias: bool,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    needs: Sequence[bool],
+) -> Gradients:
+    """As `modulated_linear_backward`; dx is channels_last where dy or weight is, dweight where weight is."""
+
+    def layer_backward(dz: Tensor, x: Tensor | None, wanted: Sequence[bool]) -> Sequence[Tensor | None]:
+        if not (wanted[0] or wanted[1]):
+            return None, None, dz.sum((0, 2, 3))
+        memory_format = conv_memory_format(dy, weight)
+        if x is None:
+            # Only its shape and layout are read.
+            x = torch.empty(x_shape, dtype=dz.dtype, device=dz.device, memory_format=memory_format)
+        dx, dweight, dbias = torch.ops.aten.convolution_backward(
+            dz, x, weight, [dz.shape[1]], stride, padding, dilation, False, [0, 0], groups, wanted
+        )
+        if wanted[0]:
+            dx = dx.contiguous(memory_format=memory_format)
+        if wanted[1]:
+            dweight = dweight.contiguous(memory_format=conv_memory_format(weight))
+        return dx, dweight, dbias
+
+    return _backward(layer_backward, dy, x, memory, input_memory, index, saved, gate, gate_bias, needs, 1)
+
+
+def modulate_output(
+    x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool
+) -> tuple[Tensor, Tensor]:
+    """(y, saved): y = s ⊙ x along `dim`, for x ``[k·B, …]`` whose `dim` has the memory's width."""
+    y = gated(x, gates(memory, index, gate), dim)
+    return y, y.clone() if keep_gated else x.new_empty(0)
+
+
+def modulate_output_backward(
+    dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
+    """(dx, dmemory); `saved` is y, or x for the identity gate."""
+    dx = gated(dy, gates(memory, index, gate), dim) if needs[0] else dy.new_empty(0)
+    if not needs[1]:
+        return dx, memory.new_empty(0)
+    sums = sums_of_products(dy, saved, dim, index.shape[0], memory.dtype)
+    return dx, memory_gradient(memory, index, gate, sums)
+
+
+def _reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:
+    """`fresh` in another shape, but no view: a view that an op returns could not be changed in place."""
+    return torch.ops.aten._unsafe_view.default(fresh, list(shape))
+
+
+def _forward(
+    layer: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    bias: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    keep_gated: bool,
+    dim: int,
+) -> tuple[Tensor, Tensor]:
+    if input_memory is not None:
+        x = gated(x, gates(input_memory, index, gate), dim)
+    z = layer(x, bias if gate_bias else None)
+    keep = keep_gated and memory is not None
+    if memory is None:
+        y = z
+    elif keep and gate == "identity":
+        y = gated(z, gates(memory, index, gate), dim)
+    else:
+        y = gate_in_place(z, gates(memory, index, gate), dim)
+    saved = z if keep else y.new_empty(0)
+    if bias is None or gate_bias:
+        return y.clone() if saved is y else y, saved
+    shape = [1] * y.dim()
+    shape[dim] = -1
+    return y + bias.view(shape) if saved is y else y.add_(bias.view(shape)), saved
+
+
+def _backward(
+    layer_backward: Callable[[Tensor, Tensor | None, Sequence[bool]], Sequence[Tensor | None]],
+    dy: Tensor,
+    x: Tensor | None,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    saved: Tensor | None,
+    gate: str,
+    gate_bias: bool,
+    needs: Sequence[bool],
+    dim: int,
+) -> Gradients:
+    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
+    samples = index.shape[0]
+    dx = dweight = dbias = dmemory = dinput = None
+    if need_dmemory:
+        sums = sums_of_products(dy, saved, dim, samples, memory.dtype)
+        dmemory = memory_gradient(memory, index, gate, sums)
+    wanted = [need_dx or need_dinput, need_dweight, need_dbias and gate_bias]
+    if any(wanted):
+        s_in = gates(input_memory, index, gate)
+        dz = dy if memory is None else gated(dy, gates(memory, index, gate), dim)
+        gated_x = gated(x, s_in, dim) if need_dweight and s_in is not None else x
+        dx, dweight, dbias = layer_backward(dz, gated_x, wanted)
+        if need_dinput and gate == "identity":
+            sums = sums_of_products(dx, x, dim, samples, input_memory.dtype)
+        if wanted[0] and s_in is not None:
+            dx = gate_in_place(dx, s_in, dim)
+        if need_dinput and gate != "identity":
+            sums = sums_of_products(dx, x, dim, samples, input_memory.dtype)
+        if need_dinput:
+            dinput = memory_gradient(input_memory, index, gate, sums)
+    if need_dbias and not gate_bias:
+        dbias = dy.sum([d for d in range(dy.dim()) if d != dim % dy.dim()])
+    gradients = (dx if need_dx else None, dweight, dbias, dmemory, dinput)
+    return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+for _op in (
+    modulated_linear,
+    modulated_linear_backward,
+    modulated_conv2d,
+    modulated_conv2d_backward,
+    modulate_output,
+    modulate_output_backward,
+):
+    dispatch.register(_op.__name__, "reference", _op)

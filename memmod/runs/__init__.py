@@ -1,0 +1,1 @@
+"""Run folders, and what the commands do with them."""

@@ -1,0 +1,1 @@
+"""Turns a copy of a base into a modulated model, and back."""

@@ -1,0 +1,261 @@
+"""Errors planted in a copy of the CUDA kernels, each with the check that has to see it.
+
+`python -m tests.cuda.mutants NAME` compiles one and runs its check; `run` does so under the sanitizer it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+from tests.cuda.build import ROOT, preload, sources
+
+# What stops a run, by check: the build, and what it says.
+CHECKS = {
+    "bound": ("plain", "error .*, bound|has NaN"),
+    "schedules": ("plain", "depends on the schedule"),
+    "shim": ("plain", "RuntimeError: .*thread|RuntimeError: deadlock"),
+    "compiler": ("plain", "static assertion failed"),
+    "address sanitizer": ("asan", "ERROR: AddressSanitizer"),
+    "thread sanitizer": ("tsan", "WARNING: ThreadSanitizer: data race"),
+}
+
+
+class Plant(NamedTuple):
+    """One error: in `file`, each snippet, which is there once, becomes its replacement."""
+
+    name: str
+    file: str
+    changes: tuple[tuple[str, str], ...]
+    check: str
+    case: str = ""
+    """of tests/cuda/cases.py; "": the shim's own `warp_kernel`"""
+
+    def sources(self) -> dict[str, str]:
+        """The kernels' files with the error."""
+        files = sources()
+        for snippet, replacement in self.changes:
+            found = files[self.file].count(snippet)
+            assert found == 1, f"{self.name}: {self.file} has its snippet {found} times"
+            assert snippet != replacement
+            files[self.file] = files[self.file].replace(snippet, replacement)
+        return files
+
+
+OUTPUT, LINEAR, CONV, GATES, WARP = (
+    "cuda/output.cu",
+    "cuda/linear_small.cu",
+    "cuda/conv2d.cu",
+    "include/gates.cuh",
+    "cuda/wrappers.cu",
+)
+SYNC = "  __syncthreads();\n"
+ROWS_SYNC = "+ v] = sum[v];\n  __syncthreads();\n"
+CLASS_SYNC = "parts[threadIdx.y][threadIdx.x] = sum;\n  __syncthreads();\n"
+ARRIVED = "    __syncthreads();\n    if (step + STAGES"
+LAST_WAIT = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
+RESULTS = "sum[i][j][e + 1]});\n      }\n  __syncthreads();\n"
+READ_A = "place(warp_m + i * 16 + lane % 16, half + lane / 16)"
+
+PLANTS = (
+    Plant("no barrier before the sums of a block", OUTPUT, ((ROWS_SYNC, "+ v] = sum[v];\n"),), "bound", "ROWS"),
+    Plant(
+        "no barrier before the sums of a class", OUTPUT, ((CLASS_SYNC, CLASS_SYNC.replace(SYNC, "")),), "bound", "FEW"
+    ),
+    Plant(
+        "no barrier before x is replaced", LINEAR, (("    if (first > 0) __syncthreads();\n", ""),), "bound", "SMALL"
+    ),
+    Plant("no barrier behind x's arrival", LINEAR, (("    }\n    __syncthreads();\n", "    }\n"),), "bound", "SMALL"),
+    Plant("no barrier in the product's steps", CONV, ((ARRIVED, "    if (step + STAGES"),), "bound", "CONV_BF16"),
+    Plant(
+        "no barrier before the results",
+        CONV,
+        ((LAST_WAIT, "  ptx::cp_async_wait<0>();\n"),),
+        "thread sanitizer",
+        "CONV",
+    ),
+    Plant("no barrier behind the results", CONV, ((RESULTS, RESULTS.replace(SYNC, "")),), "bound", "CONV"),
+    Plant(
+        "no wait for the copies",
+        CONV,
+        (("cp_async_wait<STAGES - 2>", "cp_async_wait<STAGES - 1>"),),
+        "bound",
+        "CONV_BF16",
+    ),
+    Plant(
+        "rows of a fragment swapped", CONV, ((READ_A, READ_A.replace("lane % 16", "(lane + 8) % 16")),), "bound", "CONV"
+    ),
+    Plant(
+        "chunks of a fragment swapped", CONV, ((READ_A, READ_A.replace("lane / 16", "1 - lane / 16")),), "bound", "CONV"
+    ),
+    Plant(
+        "a pixel too many written",
+        CONV,
+        (("if (m >= pixels) break;", "if (m > pixels) break;"),),
+        "address sanitizer",
+        "CONV",
+    ),
+    Plant(
+        "a unit too many read",
+        LINEAR,
+        (("if (unit + u < call.units) w[u]", "if (unit + u <= call.units) w[u]"),),
+        "address sanitizer",
+        "SMALL",
+    ),
+    Plant(
+        "a number too many of a line",
+        OUTPUT,
+        (("for (int64_t i = tail + lane; i < end;", "for (int64_t i = tail + lane; i <= end;"),),
+        "address sanitizer",
+        "LINES",
+    ),
+    Plant("taps above the image read", CONV, (("    if (h < 0 || w < 0) return -1;\n", ""),), "bound", "CONV"),
+    Plant(
+        "a shuffle whose mask leaves lanes out",
+        OUTPUT,
+        (("__shfl_xor_sync(0xffffffff, sum", "__shfl_xor_sync(0x0000ffff, sum"),),
+        "shim",
+        "LINES",
+    ),
+    Plant(
+        "a barrier that half of a block reaches",
+        LINEAR,
+        (
+            (
+                "    if (first > 0) __syncthreads();\n",
+                "    if (first > 0 && threadIdx.x < 48) __shfl_sync(0xffffffff, 1, 0);\n",
+            ),
+        ),
+        "shim",
+        "SMALL",
+    ),
+    Plant("a sum of a fourth of the lanes", OUTPUT, (("lanes = LANES / 2", "lanes = LANES / 8"),), "bound", "LINES"),
+    Plant(
+        "an atomic for a sum",
+        OUTPUT,
+        (
+            (
+                "  parts[threadIdx.y][threadIdx.x] = sum;\n",
+                "  parts[threadIdx.y][threadIdx.x] = 0.0f;\n"
+                "  __syncthreads();\n  atomicAdd(&parts[0][threadIdx.x], sum);\n",
+            ),
+        ),
+        "schedules",
+        "FEW",
+    ),
+    Plant(
+        "an atomic's += without the atomic",
+        OUTPUT,
+        (
+            (
+                "  parts[threadIdx.y][threadIdx.x] = sum;\n",
+                "  parts[threadIdx.y][threadIdx.x] = 0.0f;\n  __syncthreads();\n  parts[0][threadIdx.x] += sum;\n",
+            ),
+        ),
+        "thread sanitizer",
+        "FEW",
+    ),
+    Plant(
+        "a shuffle taken for a fence",
+        WARP,
+        (("  __syncwarp();\n  out[lane]", "  __shfl_sync(0xffffffff, lane, 0);\n  out[lane]"),),
+        "thread sanitizer",
+    ),
+    Plant(
+        "a second block that starts late",
+        CONV,
+        (("first_m = blockIdx.x * BM", "first_m = blockIdx.x * (BM + 16)"),),
+        "bound",
+        "CONV",
+    ),
+    Plant(
+        "a second chunk of a sample that starts early",
+        OUTPUT,
+        (("first = chunk * call.chunk;", "first = chunk * (call.chunk - 1);"),),
+        "bound",
+        "ROWS",
+    ),
+    Plant(
+        "-1 taken for class 0",
+        GATES,
+        (("const int64_t c = row[i];", "const int64_t c = row[i] < 0 ? 0 : row[i];"),),
+        "bound",
+        "SMALL",
+    ),
+    Plant(
+        "a class twice in a set counts twice",
+        GATES,
+        (("c == but || repeated(row, i)", "c == but"),),
+        "bound",
+        "ODD_ROWS",
+    ),
+    Plant(
+        "the sample of the next row",
+        LINEAR,
+        (("gate_of(call.out, lane / call.rows_per_sample", "gate_of(call.out, 0 * lane"),),
+        "bound",
+        "SMALL",
+    ),
+    Plant(
+        "bias inside of the gate",
+        CONV,
+        (
+            (
+                "z = results[r * RESULT + column + v], ungated = call.bias_gated ? z + bias[v] : z",
+                "z = results[r * RESULT + column + v], ungated = z + bias[v]",
+            ),
+        ),
+        "bound",
+        "CONV_F16",
+    ),
+    Plant(
+        "shared memory without the macro",
+        OUTPUT,
+        (("MEMMOD_SHARED(float, parts, [WARPS][LANES])", "__shared__ float parts[WARPS][LANES]"),),
+        "compiler",
+        "FEW",
+    ),
+)
+
+
+def run(plant: Plant) -> subprocess.CompletedProcess[str]:
+    """The plant's check in a process of its own."""
+    kind = CHECKS[plant.check][0]
+    environment = {**os.environ, "LD_PRELOAD": preload(kind), "OMP_NUM_THREADS": "1"}
+    environment |= {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1 exitcode=66"}
+    command = [sys.executable, "-m", "tests.cuda.mutants", plant.name]
+    return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def main(name: str) -> None:
+    import ctypes
+
+    import torch
+
+    from tests.cuda import cases, plugin
+    from tests.ops.bounds import assert_within_bound, run_op
+
+    plant = next(plant for plant in PLANTS if plant.name == name)
+    shim = plugin.load(CHECKS[plant.check][0], plant.sources())
+    torch.use_deterministic_algorithms(True)
+    if not plant.case:
+        tensors = [torch.ones(32) for _ in range(4)]
+        error = shim.memmod_test_run(b"warp", *(ctypes.c_void_p(t.data_ptr()) for t in tensors), ctypes.c_uint(0))
+        assert not error
+        return
+    problem = getattr(cases, plant.case).draw()
+    needs = cases.frozen(problem)
+    first = None
+    for seed in range(3):
+        shim.memmod_host_seed(seed)
+        results = run_op(problem, needs)
+        assert_within_bound([problem], lambda p, results=results: results, needs)
+        first = first or results
+        for key, value in results.items():
+            assert torch.equal(value, first[key]), f"{key} depends on the schedule"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

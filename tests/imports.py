@@ -1,0 +1,105 @@
+"""What may import what: the rule, and what breaks it."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# From the lowest to the highest: a part may import itself and those above it here. Imports inside of functions count,
+# those under TYPE_CHECKING do not.
+ORDER = (
+    ("errors",),
+    ("compiled", "outputs", "selection", "class_names"),
+    ("files", "run_state"),
+    ("memory_file",),
+    ("ops",),
+    ("kernels",),
+    ("functional",),
+    ("nn",),
+    ("surgery",),
+    ("model",),
+    ("data",),
+    ("training",),
+    ("zoo",),
+    ("evaluation", "report"),
+    ("unlearning",),
+    ("info", "runs"),
+    ("cli",),
+)
+# Parts that must not need these libraries: they run where those are missing, or print through whoever calls them.
+WITHOUT = {
+    "rich": ("cli",),
+    "typer": ("cli",),
+    "jinja2": ("report",),
+}
+BACKENDS = "memmod.ops.backends"
+# Of the package, the kernels may know what decides about them, and nothing that calls them.
+KERNELS_MAY_IMPORT = ("memmod.kernels", "memmod.ops.layout", "memmod.ops.backends.gpu_policy")
+
+
+def modules(root: Path = ROOT) -> dict[str, Path]:
+    """Every module of memmod by its name."""
+    found = {}
+    for folder, package in ((root / "memmod", "memmod"), (root / "kernels/memmod_kernels", "memmod.kernels")):
+        for path in folder.rglob("*.py"):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """What a module imports when it runs, by whole names."""
+    for node in _running(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in known else node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def _running(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        yield child
+        yield from _running(child)
+
+
+def part(name: str) -> str:
+    """The part of memmod that a module belongs to; "" for the package itself."""
+    return name.split(".")[1] if name.startswith("memmod.") else ""
+
+
+def violations(root: Path = ROOT) -> list[str]:
+    """Every import that breaks a rule, in words."""
+    known = modules(root)
+    rank = {name: number for number, names in enumerate(ORDER) for name in names}
+    graph = {name: sorted(set(imports(path, known))) for name, path in sorted(known.items())}
+    found = [f"{name} belongs to no part in the order" for name in graph if part(name) not in {"", *rank}]
+    for name, targets in graph.items():
+        own = part(name)
+        for target in targets:
+            library = target.split(".")[0]
+            if library in WITHOUT and own not in WITHOUT[library]:
+                found.append(f"{name} imports {library}, which only {', '.join(WITHOUT[library])} may")
+            if library != "memmod" or not own or not part(target):
+                continue
+            other = part(target)
+            if other != own and rank.get(other, 0) >= rank.get(own, 0):
+                found.append(f"{name} imports {target}, which is not below it")
+            if name.startswith(f"{BACKENDS}.") and target.startswith(f"{BACKENDS}."):
+                one, another = (module.removeprefix(f"{BACKENDS}.").split(".")[0] for module in (name, target))
+                if one != another and (root / "memmod/ops/backends" / another).is_dir():
+                    found.append(f"{name} imports {target}: backends do not know of each other")
+            if own == "kernels" and not target.startswith(KERNELS_MAY_IMPORT):
+                found.append(f"{name} imports {target}: kernels know layouts and policy alone")
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found.append(f"{' <- '.join(error.args[1])} is a circle")
+    return found

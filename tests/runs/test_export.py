@@ -1,0 +1,76 @@
+"""Baked weights in the base's own architecture: equal to the baked module, whatever was folded."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from memmod.errors import ModelError
+from memmod.model import modulate
+from memmod.runs.export import in_base_architecture, write_state
+from memmod.zoo import create_model
+from tests.helpers import assert_no_worse, randomise
+
+SHAPE = (1, 16, 16)
+
+
+def baked(base: nn.Module, x: torch.Tensor):
+    """(modulated model with random memories, its bake of class 2 with a threshold)"""
+    wf = modulate(base, example_input=x)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for memory in wf.memory_parameters():
+            memory.copy_(2 * torch.randn(memory.shape, generator=generator))
+    return wf, wf.bake(2, threshold=0.3)
+
+
+@pytest.mark.parametrize("name", ["resnet", "vgg", "vit", "mobilenetv3_small_050"])
+def test_state_loads_into_a_fresh_base(name, tmp_path):
+    shape = (3, 64, 64) if name.startswith("mobilenet") else SHAPE
+    base = randomise(create_model(name, 5, shape)).eval()
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    wf, module = baked(base, x)
+    write_state(tmp_path / "b.safetensors", in_base_architecture(wf, module, base, x), {"memmod": "baked"})
+    fresh = create_model(name, 5, shape, seed=9)
+    fresh.load_state_dict(load_file(tmp_path / "b.safetensors"))
+    with torch.no_grad():
+        plain, found = module(x), fresh.eval()(x)
+        oracle = copy.deepcopy(module).double()(x.double())
+    assert_no_worse({"logits": found}, {"logits": plain}, {"logits": oracle})
+    assert (found - base(x)).abs().max() > 1e-2 * oracle.abs().max()
+
+
+def test_closed_units_are_zero_in_the_file(tmp_path):
+    base = randomise(create_model("resnet", 5, SHAPE)).eval()
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    wf, module = baked(base, x)
+    state = in_base_architecture(wf, module, base, x).state_dict()
+    closed = wf.gates()["stem.0.memory"][2] < 0.3
+    assert closed.any() and not closed.all()
+    assert (state["stem.0.weight"][closed] == 0).all() and (state["stem.1.running_mean"][closed] == 0).all()
+    assert (state["stem.0.weight"][~closed] != 0).any(dim=(1, 2, 3)).all()
+
+
+def test_another_architecture_is_refused():
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            weight = self.weight / self.weight.flatten(1).norm(dim=1)[:, None, None, None]
+            return nn.functional.conv2d(x, weight, self.bias, padding=1)
+
+    torch.manual_seed(0)
+    base = nn.Sequential(Standardised(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16 * 16, 5)).eval()
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    wf, module = baked(base, x)
+    with pytest.raises(ModelError, match="does not fit the architecture of Sequential any more"):
+        in_base_architecture(wf, module, base, x)
+
+
+def test_tied_weights_are_written(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    write_state(tmp_path / "tied.safetensors", model, {})
+    assert set(load_file(tmp_path / "tied.safetensors")) == {"0.weight", "1.weight"}
