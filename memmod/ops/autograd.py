@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from memmod.errors import SelectionError
+from memmod.ops.calls import LayerCall
 from memmod.ops.define import saved_tensors
 
 
-def save(ctx: Any, name: str, inputs: Sequence[Any], output: tuple[Tensor, Tensor], dweight_reads_weight: bool) -> None:
+def save(ctx: Any, name: str, call: LayerCall, output: tuple[Tensor, Tensor], dweight_reads_weight: bool) -> None:
     """Save only what the gradients asked for will read; of the output's size, that is y or g, and only for dmemory."""
-    x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated, *options = inputs
     need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = ctx.needs_input_grad[:5]
     y, saved = output
-    if need_dmemory and not keep_gated and not output_is_enough(gate, gate_bias, bias is not None):
+    if need_dmemory and not call.keep_gated and not output_is_enough(call.gate, call.gate_bias, call.bias is not None):
         raise SelectionError(
-            f"memmod::{name}: with gate={gate!r} and gate_bias={gate_bias} the memory's gradient needs more than the "
-            "output: pass keep_gated=True"
+            f"memmod::{name}: with gate={call.gate!r} and gate_bias={call.gate_bias} the memory's gradient needs more "
+            "than the output: pass keep_gated=True"
         )
-    reads_gates = need_dx or need_dinput or need_dweight or (need_dbias and gate_bias)
+    reads_gates = need_dx or need_dinput or need_dweight or (need_dbias and call.gate_bias)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)
     ctx.save_for_backward(
-        x if need_dweight or need_dinput else None,
-        weight if need_dx or need_dinput or (need_dweight and dweight_reads_weight) else None,
-        memory if need_dmemory or reads_gates else None,
-        input_memory if need_dinput or reads_gates else None,
-        index,
-        None if not need_dmemory or gate == "hard" else saved if keep_gated else y,
+        call.x if need_dweight or need_dinput else None,
+        call.weight if need_dx or need_dinput or (need_dweight and dweight_reads_weight) else None,
+        call.memory if need_dmemory or reads_gates else None,
+        call.input_memory if need_dinput or reads_gates else None,
+        call.index,
+        None if not need_dmemory or call.gate == "hard" else saved if call.keep_gated else y,
     )
-    ctx.x_shape = x.shape
-    ctx.options = (gate, gate_bias, *options)
+    ctx.x_shape = call.x.shape
+    ctx.options = (call.gate, call.gate_bias, *(call.conv or ()))
 
 
 def output_is_enough(gate: str, gate_bias: bool, has_bias: bool) -> bool:

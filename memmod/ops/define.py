@@ -73,9 +73,8 @@ def check_classes(index: Tensor, *memories: Tensor | None) -> None:
         )
 
 
-def check_differentiable(name: str, gate: str, needs: Sequence[bool]) -> None:
+def check_differentiable(name: str, gate: str, memories: Sequence[bool]) -> None:
     """Raise RuntimeError where the gradient of a hard gate's memory is asked for."""
-    memories = needs[1:] if len(needs) == 2 else needs[3:]
     if gate == "hard" and any(memories):
         raise RuntimeError(
             f"memmod::{name}: the gate 'hard' is a step, its memory has no gradient. Train with gate='sigmoid', or "

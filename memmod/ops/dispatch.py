@@ -27,7 +27,7 @@ Supports = Callable[..., "str | None"]
 
 
 class Kernel(NamedTuple):
-    """A backend's callable for one op: called with the op's positional arguments; the others with the same ones."""
+    """A backend's callable for one op: called with the op's positional arguments; the others with the call object."""
 
     run: Callable[..., Any]
     supports: Supports | None
@@ -64,8 +64,8 @@ def register(
         op: the op's name without namespace, such as "modulate_output" or "modulate_output_backward".
         backend: one of `BACKENDS`.
         run: takes the op's arguments in the order of its schema and returns what the schema returns.
-        supports: takes the same arguments and returns None, or the reason why this call cannot run here. It may look
-            at shapes, dtypes, layouts and options, never at the values of `index`.
+        supports: takes the call (`memmod.ops.calls`) and returns None, or the reason why this call cannot run here. It
+            may look at shapes, dtypes, layouts and options, never at the values of `index`.
         passes_over: alike, why the automatic choice should leave this call to the next backend that supports it.
     """
     _check_name(backend)
@@ -113,42 +113,42 @@ def kernel(op: str, backend: str) -> Kernel | None:
     return _kernels.get(op, {}).get(backend)
 
 
-def call(op: str, *args: Any) -> Any:
-    """Run `op` with the forced backend, or with the first that supports the call.
+def call(op: str, call: tuple) -> Any:
+    """Run `op` on a call of `memmod.ops.calls` with the forced backend, or with the first that supports the call.
 
     Raises:
         BackendError: a backend was forced and cannot run this call.
     """
     load()
-    run = _automatic_run(op, args) if _forced is None else _forced_run(op, args)
+    run = _automatic_run(op, call) if _forced is None else _forced_run(op, call)
     # The op's inputs have their final dtypes: an enabled autocast region must not cast inside.
     if torch._C._is_any_autocast_enabled():
         with torch._C._DisableAutocast():
-            return run(*args)
-    return run(*args)
+            return run(*call)
+    return run(*call)
 
 
-def _automatic_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+def _automatic_run(op: str, call: tuple) -> Callable[..., Any]:
     table = _kernels[op]
     second = None
-    for backend in _AUTOMATIC.get(args[0].device.type, ()):
+    for backend in _AUTOMATIC.get(call[0].device.type, ()):
         candidate = table.get(backend)
-        if candidate is None or (candidate.supports is not None and candidate.supports(*args) is not None):
+        if candidate is None or (candidate.supports is not None and candidate.supports(call) is not None):
             continue
-        if candidate.passes_over is None or candidate.passes_over(*args) is None:
+        if candidate.passes_over is None or candidate.passes_over(call) is None:
             return candidate.run
         second = second or candidate
     return (second or table["reference"]).run
 
 
-def _forced_run(op: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+def _forced_run(op: str, call: tuple) -> Callable[..., Any]:
     _check_name(_forced)
     hint = "Use memmod.set_backend(None) (or unset MEMMOD_BACKEND) for the automatic choice"
     candidate = _kernels[op].get(_forced)
     if candidate is None:
         reason = _unavailable.get(_forced) or f"it has no kernel for {op}"
         raise BackendError(f"backend {_forced!r} was forced but cannot run {op}: {reason}. {hint}")
-    reason = candidate.supports(*args) if candidate.supports is not None else None
+    reason = candidate.supports(call) if candidate.supports is not None else None
     if reason is not None:
         raise BackendError(f"backend {_forced!r} was forced but cannot run this call of {op}: {reason}. {hint}")
     return candidate.run

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
+from memmod.ops.calls import OutputCall, OutputGradCall
 from memmod.ops.define import check_classes, check_differentiable, define, define_autograd, saved_tensors
 
 NAME = "modulate_output"
 
 
-def _run(x: Tensor, memory: Tensor, index: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
-    check_classes(index, memory)
-    return dispatch.call(NAME, x, memory, index, *options)
+def _run(*args: Any) -> tuple[Tensor, Tensor]:
+    call = OutputCall(*args)
+    check_classes(call.index, call.memory)
+    return dispatch.call(NAME, call)
 
 
-def _fake(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool) -> tuple[Tensor, Tensor]:
-    y = torch.empty_like(x)
-    return y, torch.empty_like(y) if keep_gated else x.new_empty(0)
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    call = OutputCall(*args)
+    y = torch.empty_like(call.x)
+    return y, torch.empty_like(y) if call.keep_gated else call.x.new_empty(0)
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    check_differentiable(NAME, gate=args[5], needs=args[-1])
-    return dispatch.call(f"{NAME}_backward", *args)
+    call = OutputGradCall(*args)
+    check_differentiable(NAME, call.gate, memories=call.needs[1:])
+    return dispatch.call(f"{NAME}_backward", call)
 
 
-def _fake_backward(
-    dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
-) -> tuple[Tensor, Tensor]:
-    dx = torch.empty_like(dy) if needs[0] else dy.new_empty(0)
-    return dx, memory.new_empty(memory.shape if needs[1] else 0)
+def _fake_backward(*args: Any) -> tuple[Tensor, Tensor]:
+    call = OutputGradCall(*args)
+    need_dx, need_dmemory = call.needs
+    dx = torch.empty_like(call.dy) if need_dx else call.dy.new_empty(0)
+    return dx, call.memory.new_empty(call.memory.shape if need_dmemory else 0)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, memory, index, dim, gate, keep_gated = inputs
+    x, memory, index, dim, gate, keep_gated = OutputCall(*inputs)
     y, saved = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(saved)

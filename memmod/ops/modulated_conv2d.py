@@ -10,87 +10,57 @@ from torch import Tensor
 
 from memmod.ops import autograd as layer_autograd
 from memmod.ops import dispatch
+from memmod.ops.calls import ConvCall, ConvGradCall
 from memmod.ops.define import check_classes, check_differentiable, define, define_autograd
 from memmod.ops.layout import conv_memory_format, conv_output_size
 
 NAME = "modulated_conv2d"
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    check_classes(index, memory, input_memory)
-    return dispatch.call(NAME, x, weight, bias, memory, input_memory, index, *options)
+def _run(*args: Any) -> tuple[Tensor, Tensor]:
+    call = ConvCall(*args)
+    check_classes(call.index, call.memory, call.input_memory)
+    return dispatch.call(NAME, call)
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    keep_gated: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    call = ConvCall(*args)
+    x, weight = call.x, call.weight
+    size = conv_output_size(x.shape, weight.shape, call.stride, call.padding, call.dilation)
     y = torch.empty(
         (x.shape[0], weight.shape[0], *size),
         dtype=x.dtype,
         device=x.device,
         memory_format=conv_memory_format(x, weight),
     )
-    return y, torch.empty_like(y) if keep_gated and memory is not None else x.new_empty(0)
+    return y, torch.empty_like(y) if call.keep_gated and call.memory is not None else x.new_empty(0)
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
-    check_differentiable(NAME, gate=args[8], needs=args[-1])
-    return dispatch.call(f"{NAME}_backward", *args)
+    call = ConvGradCall(*args)
+    check_differentiable(NAME, call.gate, memories=call.needs[3:])
+    return dispatch.call(f"{NAME}_backward", call)
 
 
-def _fake_backward(
-    dy: Tensor,
-    x_shape: Sequence[int],
-    x: Tensor | None,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    saved: Tensor | None,
-    gate: str,
-    gate_bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    call = ConvGradCall(*args)
+    dy, weight, memory, input_memory = call.dy, call.weight, call.memory, call.input_memory
+    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = call.needs
 
     def empty(shape: Sequence[int], *layouts: Tensor | None) -> Tensor:
         return torch.empty(shape, dtype=dy.dtype, device=dy.device, memory_format=conv_memory_format(*layouts))
 
     return (
-        empty(x_shape, dy, weight) if needs[0] else dy.new_empty(0),
-        empty(weight.shape, weight) if needs[1] else dy.new_empty(0),
-        dy.new_empty(dy.shape[1] if needs[2] else 0),
-        memory.new_empty(memory.shape) if needs[3] else dy.new_empty(0),
-        input_memory.new_empty(input_memory.shape) if needs[4] else dy.new_empty(0),
+        empty(call.x_shape, dy, weight) if need_dx else dy.new_empty(0),
+        empty(weight.shape, weight) if need_dweight else dy.new_empty(0),
+        dy.new_empty(dy.shape[1] if need_dbias else 0),
+        memory.new_empty(memory.shape) if need_dmemory else dy.new_empty(0),
+        input_memory.new_empty(input_memory.shape) if need_dinput else dy.new_empty(0),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    layer_autograd.save(ctx, NAME, inputs, output, dweight_reads_weight=True)
+    layer_autograd.save(ctx, NAME, ConvCall(*inputs), output, dweight_reads_weight=True)
 
 
 def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

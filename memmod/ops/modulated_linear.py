@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,69 +9,46 @@ from torch import Tensor
 
 from memmod.ops import autograd as layer_autograd
 from memmod.ops import dispatch
+from memmod.ops.calls import LinearCall, LinearGradCall
 from memmod.ops.define import check_classes, check_differentiable, define, define_autograd
 
 NAME = "modulated_linear"
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    *options: Any,
-) -> tuple[Tensor, Tensor]:
-    check_classes(index, memory, input_memory)
-    return dispatch.call(NAME, x, weight, bias, memory, input_memory, index, *options)
+def _run(*args: Any) -> tuple[Tensor, Tensor]:
+    call = LinearCall(*args)
+    check_classes(call.index, call.memory, call.input_memory)
+    return dispatch.call(NAME, call)
 
 
-def _fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    keep_gated: bool,
-) -> tuple[Tensor, Tensor]:
-    y = x.new_empty(*x.shape[:-1], weight.shape[0])
-    return y, torch.empty_like(y) if keep_gated and memory is not None else x.new_empty(0)
+def _fake(*args: Any) -> tuple[Tensor, Tensor]:
+    call = LinearCall(*args)
+    y = call.x.new_empty(*call.x.shape[:-1], call.weight.shape[0])
+    return y, torch.empty_like(y) if call.keep_gated and call.memory is not None else call.x.new_empty(0)
 
 
 def _run_backward(*args: Any) -> tuple[Tensor, ...]:
-    check_differentiable(NAME, gate=args[8], needs=args[-1])
-    return dispatch.call(f"{NAME}_backward", *args)
+    call = LinearGradCall(*args)
+    check_differentiable(NAME, call.gate, memories=call.needs[3:])
+    return dispatch.call(f"{NAME}_backward", call)
 
 
-def _fake_backward(
-    dy: Tensor,
-    x_shape: Sequence[int],
-    x: Tensor | None,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    saved: Tensor | None,
-    gate: str,
-    gate_bias: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor, ...]:
+def _fake_backward(*args: Any) -> tuple[Tensor, ...]:
+    call = LinearGradCall(*args)
+    dy, memory, input_memory = call.dy, call.memory, call.input_memory
+    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = call.needs
     units = dy.shape[-1]
     return (
-        dy.new_empty(x_shape if needs[0] else 0),
-        dy.new_empty((units, x_shape[-1]) if needs[1] else 0),
-        dy.new_empty(units if needs[2] else 0),
-        memory.new_empty(memory.shape) if needs[3] else dy.new_empty(0),
-        input_memory.new_empty(input_memory.shape) if needs[4] else dy.new_empty(0),
+        dy.new_empty(call.x_shape if need_dx else 0),
+        dy.new_empty((units, call.x_shape[-1]) if need_dweight else 0),
+        dy.new_empty(units if need_dbias else 0),
+        memory.new_empty(memory.shape) if need_dmemory else dy.new_empty(0),
+        input_memory.new_empty(input_memory.shape) if need_dinput else dy.new_empty(0),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    layer_autograd.save(ctx, NAME, inputs, output, dweight_reads_weight=False)
+    layer_autograd.save(ctx, NAME, LinearCall(*inputs), output, dweight_reads_weight=False)
 
 
 def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -12,6 +12,7 @@ from memmod.errors import BackendError
 from memmod.ops import dispatch
 from memmod.ops.backends.cpu import register as extension
 from memmod.ops.backends.cuda import register as cuda_kernels
+from memmod.ops.calls import OutputCall, OutputGradCall
 from tests.ops.bounds import assert_within_bound
 from tests.ops.problems import Case, Problem, lay_out
 
@@ -152,17 +153,17 @@ def test_backward_computes_what_is_asked_for(needs):
 def test_declines_with_a_reason(change, reason):
     problem = output((6, 31, 4)).draw().replace(**change)
     supports = dispatch.kernel("modulate_output", "cpu").supports
-    assert reason in supports(*problem.args)
+    assert reason in supports(OutputCall(*problem.args))
 
 
 @built
 def test_backward_declines_a_gradient_in_another_layout():
     p = output((6, 31, 4, 5)).draw()
     supports = dispatch.kernel("modulate_output_backward", "cpu").supports
-    rest = (p.memory, p.index, p.dim, "sigmoid", [True, True])
-    assert supports(p.dy, p.x, *rest) is None
-    assert "layout" in supports(p.dy, lay_out(p.x, "channels_last"), *rest)
-    assert "torch.bfloat16" in supports(p.dy, p.x.bfloat16(), *rest)
+    call = OutputGradCall(p.dy, p.x, p.memory, p.index, p.dim, "sigmoid", [True, True])
+    assert supports(call) is None
+    assert "layout" in supports(call._replace(saved=lay_out(p.x, "channels_last")))
+    assert "torch.bfloat16" in supports(call._replace(saved=p.x.bfloat16()))
 
 
 @built

@@ -11,6 +11,7 @@ from memmod.ops.backends import gpu_policy  # noqa: E402
 from memmod.ops.backends.cuda import policy as cuda_paths  # noqa: E402
 from memmod.ops.backends.cuda import register as cuda_kernels
 from memmod.ops.backends.limits import gpu_supports  # noqa: E402
+from memmod.ops.calls import CALLS, ConvGradCall, OutputCall  # noqa: E402
 from tests.ops.problems import Case  # noqa: E402
 from tests.ops.test_torch_library import backward_args  # noqa: E402
 
@@ -26,7 +27,7 @@ def old_gpu(monkeypatch):
 
 
 def passed_over(case: Case, **changes) -> str | None:
-    return cuda_paths.passes_over(case.op)(*case.draw().replace(**changes).args)
+    return cuda_paths.passes_over(case.op)(CALLS[case.op](*case.draw().replace(**changes).args))
 
 
 def test_every_op_has_a_line_with_its_reason():
@@ -38,7 +39,7 @@ def test_few_rows_of_a_linear_layer():
     assert passed_over(Case("modulated_linear", (2, 8, 33, 31))) is None
     reason = passed_over(Case("modulated_linear", (17, 33, 31)))
     assert reason.startswith("taken up to 16 rows")
-    assert cuda_paths.passes_over("modulated_linear_backward")() is not None
+    assert cuda_paths.passes_over("modulated_linear_backward")(None) is not None
 
 
 def test_the_tail_is_always_taken():
@@ -50,10 +51,10 @@ def test_convolutions_that_would_be_fused_on_gpus_of_mma_sync(old_gpu):
     assert passed_over(LARGE) is None
     backward = cuda_paths.passes_over("modulated_conv2d_backward")
     frozen = [True, False, True, True, False]
-    args = backward_args(LARGE.draw(), frozen)
-    assert backward(*args) is None
-    assert backward(*args[:-1], [True, True, True, True, False]) is not None
-    assert backward(*args[:-5], (2, 2), *args[-4:]) is not None
+    call = ConvGradCall(*backward_args(LARGE.draw(), frozen))
+    assert backward(call) is None
+    assert backward(call._replace(needs=[True, True, True, True, False])) is not None
+    assert backward(call._replace(stride=(2, 2))) is not None
 
 
 def test_convolutions_left_to_others(old_gpu):
@@ -79,7 +80,7 @@ def test_sizes_that_the_kernels_count_to(monkeypatch, shape, dim, reason):
     x, memory = torch.empty(shape, device="meta"), torch.empty(3, shape[dim], device="meta")
     index = torch.empty(1, dtype=torch.int64, device="meta")
     supports = gpu_supports("the CUDA kernel", cuda_kernels._unserved)["modulate_output"]
-    got = supports(x, memory, index, dim, "sigmoid", False)
+    got = supports(OutputCall(x, memory, index, dim, "sigmoid", False))
     assert got is None if reason is None else reason in got
 
 

@@ -20,6 +20,10 @@ def table(monkeypatch):
     monkeypatch.setattr(dispatch, "_forced", None)
 
 
+def no_fp64(call):
+    return "no fp64" if call[0].dtype is torch.float64 else None
+
+
 def test_reference_is_always_there():
     assert dispatch.availability()["reference"] is None
     assert set(dispatch.availability()) == set(dispatch.BACKENDS)
@@ -29,35 +33,39 @@ def test_reference_is_always_there():
 
 
 def test_automatic_takes_the_first_that_supports_the_call(table):
-    dispatch.register("double", "cpu", lambda x: 20 * x, lambda x: "no fp64" if x.dtype is torch.float64 else None)
-    assert dispatch.call("double", torch.tensor(1.0)).item() == 20
-    assert dispatch.call("double", torch.tensor(1.0, dtype=torch.float64)).item() == 2
+    dispatch.register(
+        "double", "cpu", lambda x: 20 * x, lambda call: "no fp64" if call[0].dtype is torch.float64 else None
+    )
+    assert dispatch.call("double", (torch.tensor(1.0),)).item() == 20
+    assert dispatch.call("double", (torch.tensor(1.0, dtype=torch.float64),)).item() == 2
     assert dispatch.get_backend() is None
 
 
 def test_automatic_leaves_a_call_to_the_next_backend_that_supports_it(table, monkeypatch):
     monkeypatch.setattr(dispatch, "_AUTOMATIC", {"cpu": ("cuda", "triton")})
-    dispatch.register("double", "cuda", lambda x: 20 * x, None, lambda x: "small" if x < 1 else None)
-    assert dispatch.call("double", torch.tensor(2.0)).item() == 40
+    dispatch.register("double", "cuda", lambda x: 20 * x, None, lambda call: "small" if call[0] < 1 else None)
+    assert dispatch.call("double", (torch.tensor(2.0),)).item() == 40
     # No other backend is there: better than the reference.
-    assert dispatch.call("double", torch.tensor(0.5)).item() == 10
+    assert dispatch.call("double", (torch.tensor(0.5),)).item() == 10
     dispatch.register("double", "triton", lambda x: 200 * x)
-    assert dispatch.call("double", torch.tensor(0.5)).item() == 100
-    assert dispatch.call("double", torch.tensor(2.0)).item() == 40
+    assert dispatch.call("double", (torch.tensor(0.5),)).item() == 100
+    assert dispatch.call("double", (torch.tensor(2.0),)).item() == 40
 
 
 def test_forced_backend_runs_or_says_why_not(table):
-    dispatch.register("double", "cpu", lambda x: 20 * x, lambda x: "no fp64" if x.dtype is torch.float64 else None)
+    dispatch.register(
+        "double", "cpu", lambda x: 20 * x, lambda call: "no fp64" if call[0].dtype is torch.float64 else None
+    )
     memmod.set_backend("reference")
     assert memmod.get_backend() == "reference"
-    assert dispatch.call("double", torch.tensor(1.0)).item() == 2
+    assert dispatch.call("double", (torch.tensor(1.0),)).item() == 2
     memmod.set_backend("cpu")
-    assert dispatch.call("double", torch.tensor(1.0)).item() == 20
+    assert dispatch.call("double", (torch.tensor(1.0),)).item() == 20
     with pytest.raises(BackendError, match="'cpu' was forced but cannot run this call of double: no fp64"):
-        dispatch.call("double", torch.tensor(1.0, dtype=torch.float64))
+        dispatch.call("double", (torch.tensor(1.0, dtype=torch.float64),))
     dispatch.register("triple", "reference", lambda x: 3 * x)
     with pytest.raises(BackendError, match="'cpu' was forced but cannot run triple: it has no kernel for triple"):
-        dispatch.call("triple", torch.tensor(1.0))
+        dispatch.call("triple", (torch.tensor(1.0),))
 
 
 def test_unavailable_backend_cannot_be_forced(table):
@@ -73,16 +81,16 @@ def test_environment_forces_a_backend(table, monkeypatch):
     monkeypatch.setenv("MEMMOD_BACKEND", "reference")
     memmod.set_backend(None)
     assert memmod.get_backend() == "reference"
-    assert dispatch.call("double", torch.tensor(1.0)).item() == 2
+    assert dispatch.call("double", (torch.tensor(1.0),)).item() == 2
     monkeypatch.setenv("MEMMOD_BACKEND", "fast")
     memmod.set_backend(None)
     with pytest.raises(BackendError, match="backend 'fast' is unknown"):
-        dispatch.call("double", torch.tensor(1.0))
+        dispatch.call("double", (torch.tensor(1.0),))
     dispatch.set_unavailable("cuda", "this build has no CUDA kernels")
     monkeypatch.setenv("MEMMOD_BACKEND", "cuda")
     memmod.set_backend(None)
     with pytest.raises(BackendError, match="'cuda' was forced but cannot run double: this build has no CUDA kernels"):
-        dispatch.call("double", torch.tensor(1.0))
+        dispatch.call("double", (torch.tensor(1.0),))
     monkeypatch.delenv("MEMMOD_BACKEND")
     memmod.set_backend(None)
     assert memmod.get_backend() is None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from memmod.ops.calls import LayerCall, LayerGradCall, OutputCall, OutputGradCall
 
 # GPU kernels count rows in 32 bits; addresses are not.
 ROWS = 2**31 - 2**16
@@ -51,36 +52,28 @@ def gpu_supports(kernel: str, unserved: Callable[..., str | None]) -> dict[str, 
         rows = max(x.numel() // max(1, width), x.shape[0] * x.shape[1] if x.dim() > 2 else 0)
         return None if rows <= ROWS else f"{kernel} counts rows in 32 bits, and there are {rows}: split the batch"
 
-    def layer(
-        x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor | None, input_memory: Tensor | None, *rest: Any
-    ) -> str | None:
-        reason = unserved(x, memory, input_memory) or other_dtype(kernel, x, weight, bias)
-        return reason or too_many(x, weight.shape[-1] if weight.dim() == 2 else x.shape[1])
+    def layer(call: LayerCall) -> str | None:
+        x, inputs = call.x, call.x.shape[1] if call.conv else call.weight.shape[-1]
+        reason = unserved(x, call.memory, call.input_memory) or other_dtype(kernel, x, call.weight, call.bias)
+        return reason or too_many(x, inputs)
 
-    def layer_backward(
-        dy: Tensor,
-        x_shape: Sequence[int],
-        x: Tensor | None,
-        weight: Tensor | None,
-        memory: Tensor | None,
-        input_memory: Tensor | None,
-        index: Tensor,
-        saved: Tensor | None,
-        *rest: Any,
-    ) -> str | None:
-        reason = unserved(dy, memory, input_memory) or other_dtype(kernel, dy, x, weight, saved)
-        # A linear layer's gradient has its units last; a convolution's call has its options before `needs`.
-        return reason or too_many(dy, dy.shape[1] if len(rest) > 3 else dy.shape[-1])
+    def layer_backward(call: LayerGradCall) -> str | None:
+        dy, units = call.dy, call.dy.shape[1 if call.conv else -1]
+        reason = unserved(dy, call.memory, call.input_memory)
+        return reason or other_dtype(kernel, dy, call.x, call.weight, call.saved) or too_many(dy, units)
 
-    def output(x: Tensor, memory: Tensor, index: Tensor, dim: int, *rest: Any) -> str | None:
+    def gated(x: Tensor, memory: Tensor, dim: int) -> str | None:
         if x.dim() < 2 or dim in (0, -x.dim()):
             return f"{kernel} gates a dim behind the rows"
         return unserved(x, memory) or too_many(x, x.shape[dim])
 
-    def output_backward(
-        dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
-    ) -> str | None:
-        return output(dy, memory, index, dim) or (other_dtype(kernel, dy, saved) if needs[1] else None)
+    def output(call: OutputCall) -> str | None:
+        return gated(call.x, call.memory, call.dim)
+
+    def output_backward(call: OutputGradCall) -> str | None:
+        need_dmemory = call.needs[1]
+        reason = gated(call.dy, call.memory, call.dim)
+        return reason or (other_dtype(kernel, call.dy, call.saved) if need_dmemory else None)
 
     return {
         "modulated_linear": layer,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ from torch import Tensor
 from memmod.ops import dispatch
 from memmod.ops.backends.build_info import PACKAGE, REBUILD, build_info
 from memmod.ops.backends.limits import layout, other_dtype, unserved
+from memmod.ops.calls import LayerCall, LayerGradCall, OutputCall, OutputGradCall
 
 _KERNEL = "the CPU kernel"
 
@@ -85,47 +84,38 @@ def _load(library: Path) -> str | None:
     return None
 
 
-def _supports_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> str | None:
-    return _unserved(x, *rest[:2]) or other_dtype(_KERNEL, x, weight, bias)
+def _supports_layer(call: LayerCall) -> str | None:
+    return _unserved(call.x, call.memory, call.input_memory) or other_dtype(_KERNEL, call.x, call.weight, call.bias)
 
 
-def _supports_linear_backward(
-    dy: Tensor,
-    x_shape: Sequence[int],
-    x: Tensor | None,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    saved: Tensor | None,
-    *rest: Any,
-) -> str | None:
-    if math.prod(x_shape) == 0 and dy.numel() and rest[-1][3]:
+def _supports_layer_backward(call: LayerGradCall) -> str | None:
+    dy, need_dmemory = call.dy, call.needs[3]
+    if math.prod(call.x_shape) == 0 and dy.numel() and need_dmemory:
         return "the CPU kernel has no memory gradient of a layer without inputs"
-    return _unserved(dy, memory, input_memory) or other_dtype(_KERNEL, dy, x, weight, saved)
+    reason = _unserved(dy, call.memory, call.input_memory)
+    return reason or other_dtype(_KERNEL, dy, call.x, call.weight, call.saved)
 
 
-def _supports_output(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool) -> str | None:
-    return _unserved(x, memory) or layout(_KERNEL, x, dim)
+def _supports_output(call: OutputCall) -> str | None:
+    return _unserved(call.x, call.memory) or layout(_KERNEL, call.x, call.dim)
 
 
-def _supports_output_backward(
-    dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
-) -> str | None:
-    reason = _unserved(dy, memory) or layout(_KERNEL, dy, dim)
-    if reason is None and needs[1] and saved is not None:
+def _supports_output_backward(call: OutputGradCall) -> str | None:
+    dy, saved, need_dmemory = call.dy, call.saved, call.needs[1]
+    reason = _unserved(dy, call.memory) or layout(_KERNEL, dy, call.dim)
+    if reason is None and need_dmemory and saved is not None:
         if saved.dtype != dy.dtype:
             return f"the gradient is {dy.dtype}, the saved output {saved.dtype}"
-        if saved.is_contiguous() != dy.is_contiguous() or layout(_KERNEL, saved, dim) is not None:
+        if saved.is_contiguous() != dy.is_contiguous() or layout(_KERNEL, saved, call.dim) is not None:
             return "the gradient and the saved output differ in layout"
     return reason
 
 
 _SUPPORTS = {
-    "modulated_linear": _supports_linear,
-    "modulated_linear_backward": _supports_linear_backward,
-    "modulated_conv2d": _supports_linear,
-    "modulated_conv2d_backward": _supports_linear_backward,
+    "modulated_linear": _supports_layer,
+    "modulated_linear_backward": _supports_layer_backward,
+    "modulated_conv2d": _supports_layer,
+    "modulated_conv2d_backward": _supports_layer_backward,
     "modulate_output": _supports_output,
     "modulate_output_backward": _supports_output_backward,
 }

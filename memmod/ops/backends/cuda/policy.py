@@ -7,13 +7,13 @@ compares both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memmod.ops.backends.gpu_policy import conv_path
+from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall
 from memmod.ops.layout import conv_output_size
 
 # Rows that csrc/include/kernels.h serves in one reading of the weight.
@@ -36,58 +36,30 @@ TABLE: dict[str, tuple[str, str]] = {
 
 
 def passes_over(op: str) -> Any:
-    """A function of the op's arguments: why the automatic choice leaves the call to another backend, or None."""
+    """A function of the op's call: why the automatic choice leaves the call to another backend, or None."""
     condition, reason = TABLE[op]
     message = f"taken {condition}: {reason}"
     takes = _TAKES.get(op)
     if takes is None:
-        return lambda *args: None if condition == "always" else message
-    return lambda *args: None if takes(*args) else message
+        return lambda call: None if condition == "always" else message
+    return lambda call: None if takes(call) else message
 
 
-def _linear(x: Tensor, weight: Tensor, *rest: Any) -> bool:
-    return x.numel() <= SMALL_ROWS * weight.shape[1]
+def _linear(call: LinearCall) -> bool:
+    return call.x.numel() <= SMALL_ROWS * call.weight.shape[1]
 
 
-def _conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    keep_gated: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> bool:
-    height, width = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
-    return _fused(x, weight, x.shape[0] * height * width, index, groups)
+def _conv2d(call: ConvCall) -> bool:
+    x, weight = call.x, call.weight
+    height, width = conv_output_size(x.shape, weight.shape, call.stride, call.padding, call.dilation)
+    return _fused(x, weight, x.shape[0] * height * width, call.index, call.groups)
 
 
-def _conv2d_backward(
-    dy: Tensor,
-    x_shape: Sequence[int],
-    x: Tensor | None,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    saved: Tensor | None,
-    gate: str,
-    gate_bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: Sequence[bool],
-) -> bool:
-    if weight is None or needs[1] or max(stride) > 1:
+def _conv2d_backward(call: ConvGradCall) -> bool:
+    dy, weight, need_dweight = call.dy, call.weight, call.needs[1]
+    if weight is None or need_dweight or max(call.stride) > 1:
         return False
-    return _fused(dy, weight, dy.shape[0] * dy.shape[2] * dy.shape[3], index, groups)
+    return _fused(dy, weight, dy.shape[0] * dy.shape[2] * dy.shape[3], call.index, call.groups)
 
 
 def _fused(x: Tensor, weight: Tensor, pixels: int, index: Tensor, groups: int) -> bool:
