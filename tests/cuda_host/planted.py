@@ -48,7 +48,7 @@ OUTPUT, LINEAR, CONV, GATES, WARP = (
     "cuda/output.cu",
     "cuda/linear_small.cu",
     "cuda/conv2d.cu",
-    "include/gates.cuh",
+    "cuda/include/gates.cuh",
     "cuda/wrappers.cu",
 )
 SYNC = "  __syncthreads();\n"

@@ -1,0 +1,119 @@
+// Matrices whose rows belong to samples: how tasks share the rows, and gates over them in one pass.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "base/parallel.h"
+#include "gates/gates.h"
+#include "micro/microkernels.h"
+
+namespace memmod::cpu {
+
+// Rows whose products are added up in fp32 before they join a task's sums.
+constexpr int64_t kRowsPerSum = 64;
+
+Type type_of(at::ScalarType scalar_type);
+
+inline bool has_type(at::ScalarType scalar_type) {
+  return scalar_type == at::kFloat || scalar_type == at::kBFloat16 || scalar_type == at::kHalf;
+}
+
+// A dense matrix [rows, columns].
+struct Matrix {
+  void* data = nullptr;
+  int64_t rows = 0, columns = 0;
+  Type type = Type::kFloat;
+
+  Matrix() = default;
+  // t: dense, seen as [rows, columns] in memory order.
+  Matrix(const at::Tensor& t, int64_t matrix_columns)
+      : data(const_cast<void*>(t.const_data_ptr())),
+        rows(matrix_columns == 0 ? 0 : t.numel() / matrix_columns),
+        columns(matrix_columns),
+        type(type_of(t.scalar_type())) {
+  }
+
+  void* at(int64_t row, int64_t column = 0) const {
+    return static_cast<char*>(data) + (row * columns + column) * (type == Type::kFloat ? 4 : 2);
+  }
+  explicit operator bool() const {
+    return data != nullptr;
+  }
+};
+
+// `rows` rows in `parts` parts with borders at multiples of `unit`; row r belongs to sample r / per_sample.
+struct RowTasks {
+  int64_t rows, per_sample, parts, unit = 1;
+
+  int64_t start(int64_t task) const {
+    return part_start(rows, parts, task, unit);
+  }
+  // The samples of each task, for ClassSums.
+  std::vector<std::pair<int64_t, int64_t>> samples() const;
+
+  // fn(sample, first row, count) for the rows [first, last), sample by sample.
+  template <typename Fn>
+  void each_sample(int64_t first, int64_t last, const Fn& fn) const {
+    for (int64_t row = first; row < last;) {
+      const int64_t sample = row / per_sample;
+      const int64_t count = std::min(last, (sample + 1) * per_sample) - row;
+      fn(sample, row, count);
+      row += count;
+    }
+  }
+};
+
+inline const void* shifted(const void* p, Type type, int64_t elements) {
+  return static_cast<const char*>(p) + elements * (type == Type::kFloat ? 4 : 2);
+}
+
+inline void* shifted(void* p, Type type, int64_t elements) {
+  return static_cast<char*>(p) + elements * (type == Type::kFloat ? 4 : 2);
+}
+
+// reduce(first, count, sums) for runs of rows short enough to be added up in fp32, then the runs' sums.
+template <typename Reduce>
+void in_runs(float* sums, int64_t rows, int64_t count, const Reduce& reduce) {
+  if (rows <= kRowsPerSum) {
+    reduce(0, rows, sums);
+    return;
+  }
+  thread_local std::vector<float> run;
+  run.resize(count);
+  for (int64_t first = 0; first < rows; first += kRowsPerSum) {
+    std::fill(run.begin(), run.end(), 0.0f);
+    reduce(first, std::min(kRowsPerSum, rows - first), run.data());
+    for (int64_t i = 0; i < count; ++i) {
+      sums[i] += run[i];
+    }
+  }
+}
+
+// sums[i] += Σ_r a[r, i] * b[r, i] over `rows` rows of `count` elements `stride` apart.
+void add_products(Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count);
+
+// The same, and y[r, i] = a[r, i] * s[i] in fp32, groups of a vector's elements y_step apart. relu: every a[r, i] with
+// b[r, i] <= 0 is taken as 0.
+void add_products_and_widen(
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride,
+    int64_t y_step, float* sums, int64_t rows, int64_t count);
+
+// The same with y in the type of a, or null, and without steps.
+void add_products_and_scale(
+    Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride,
+    float* sums, int64_t rows, int64_t count);
+
+// A place for sums that nobody reads, `count` of them.
+float* unread_sums(int64_t count);
+
+// In one pass over x: y = s ⊙ x unless y is empty, and sums of x ⊙ other for each class unless sums is null. Without
+// gates y is a copy. x and y may be the same.
+void gate_rows(
+    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks, ClassSums* sums);
+
+}  // namespace memmod::cpu

@@ -1,0 +1,43 @@
+// The products of a modulated linear layer over rows: what linear layers and 1×1 convolutions in channels_last share.
+#pragma once
+
+#include "gates/gated_rows.h"
+#include "gates/gates.h"
+#include "layers/weight_cache.h"
+
+namespace memmod::cpu {
+
+// y = out ⊙ ((in ⊙ x) Wᵀ + b), or the bias behind the gate.
+struct LinearForward {
+  Matrix x, y, kept;  // kept: empty, or what the memory's gradient needs
+  const float* bias = nullptr;
+  bool gate_bias = true, keep_product = false, relu = false;
+  const Gates* out = nullptr;
+  const Gates* in = nullptr;
+  int64_t per_sample = 1;
+};
+
+// weight: packed forward.
+void run(const LinearForward& layer, const Packed& weight);
+
+// dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
+struct LinearBackward {
+  Matrix dy, dx;
+  Matrix saved;       // read if output_sums or relu
+  bool relu = false;  // dy counts where `saved` is positive; with `out` only
+  Matrix x;           // read if input_sums
+  Matrix ungated;     // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
+  const Gates* out = nullptr;
+  const Gates* in = nullptr;
+  ClassSums* output_sums = nullptr;
+  ClassSums* input_sums = nullptr;
+  RowTasks tasks{};  // the sums' tasks
+};
+
+// weight: packed backward.
+void run(const LinearBackward& layer, const Packed& weight);
+
+// The tasks that sums of `rows` rows are made in. form: of the weight.
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, Form form = Form::kTiles);
+
+}  // namespace memmod::cpu
