@@ -145,10 +145,10 @@ void multiply_taps(
 Epilogue epilogue_of(const ConvForward& layer) {
   Epilogue epilogue;
   epilogue.bias = layer.bias;
-  epilogue.bias_first = layer.gate_bias;
+  epilogue.gate_bias = layer.gate_bias;
   epilogue.gated = layer.gates != nullptr;
   epilogue.kept = layer.kept != nullptr;
-  epilogue.keep_product = layer.keep_product;
+  epilogue.save_ungated = layer.save_ungated;
   epilogue.relu = layer.relu;
   return epilogue;
 }
@@ -193,7 +193,7 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
       const float* s = layer.in == nullptr ? nullptr : layer.in->row(sample);
       const float* gates = layer.gates == nullptr ? nullptr : layer.gates->row_or_ones(sample);
       fill_window(window, shape.height, shape.width, shape.inputs, copy, [&](int64_t y, float* to) {
-        kernels().scale_rows[static_cast<int>(Type::kFloat)](
+        micro_kernels().scale_rows[static_cast<int>(Type::kFloat)](
             layer.x + (image * shape.height + y) * row_size, shape.inputs, s, to, shape.inputs, shape.width,
             shape.inputs);
       });
@@ -314,10 +314,10 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
             if (own || layer.relu) {
               add_products_and_widen(
                   Type::kFloat, layer.relu, layer.dy + from, layer.saved + from, shape.units, s, to, shape.units,
-                  kernels().lanes, own ? sums.next(shape.out_width) : unread_sums(shape.units), shape.out_width,
+                  micro_kernels().lanes, own ? sums.next(shape.out_width) : unread_sums(shape.units), shape.out_width,
                   shape.units);
             } else {
-              kernels().scale_rows[static_cast<int>(Type::kFloat)](
+              micro_kernels().scale_rows[static_cast<int>(Type::kFloat)](
                   layer.dy + from, shape.units, s, to, shape.units, shape.out_width, shape.units);
             }
           });

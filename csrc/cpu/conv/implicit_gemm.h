@@ -29,14 +29,14 @@ struct ConvShape {
 };
 
 // y = s ⊙ (conv(x, W) + b), or the bias behind the gate, with x gated by `in` before. gates: null for none; image n
-// belongs to sample n / images_per_sample. kept: null, or takes the gated part (keep_product: what the gate
+// belongs to sample n / images_per_sample. kept: null, or takes the gated part (save_ungated: what the gate
 // multiplies).
 struct ConvForward {
   const float* x;
   float* y;
   float* kept;
   const float* bias;
-  bool gate_bias, keep_product, relu;
+  bool gate_bias, save_ungated, relu;
   const Gates *gates, *in;
   int64_t images_per_sample;
 };

@@ -12,6 +12,7 @@
 #include "gemm/epilogue.h"
 #include "gemm/indirect_gemm.h"
 #include "micro/amx.h"
+#include "micro/cpu_features.h"
 
 namespace memmod::cpu {
 namespace {
@@ -202,7 +203,7 @@ void multiply_copy(
   thread_local AlignedBuffer<float> buffer;
   constexpr int64_t kBlock = kAmxRows * kAmxColumns;
   float* sums = buffer.get(2 * kBlock);
-  FinishLater finish_later(rows, b, epilogue);
+  DeferredEpilogue deferred(rows, b, epilogue);
   const auto tile_at = [&](int64_t tile) {
     const int64_t known = std::min(tile, tiles - 1);
     return copy.at(known / tiles_of_image, known % tiles_of_image * kTileRows);
@@ -221,8 +222,8 @@ void multiply_copy(
                   b.plane_panel(panel),
                   c,
                   false,
-                  finish_later.beside()});
-    finish_later.add(c, block, panel);
+                  deferred.pending()});
+    deferred.add(c, block, panel);
   };
   const int64_t first = part_start(b.panels(), plan.column_parts, column_part);
   const int64_t last = part_start(b.panels(), plan.column_parts, column_part + 1);
@@ -241,7 +242,7 @@ void multiply_copy(
     }
   }
   stop_amx();
-  finish_later.finish();
+  deferred.finish();
 #endif
 }
 
@@ -271,7 +272,7 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& wei
       const float* x = layer.x + (first_image + image) * shape.height * shape.width * shape.inputs;
       const float* s = layer.in == nullptr ? nullptr : layer.in->row((first_image + image) / layer.images_per_sample);
       copy.fill_image(image, top - plan.pad_y, [&](int64_t row, int64_t channel, int64_t channels, uint16_t* to) {
-        kernels().split_rows(
+        micro_kernels().split_bf16x3(
             x + row * shape.width * shape.inputs + channel, shape.inputs, s == nullptr ? nullptr : s + channel, to,
             copy.pixel(), kAmxChannels, shape.width, channels);
       });
@@ -290,8 +291,8 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& wei
 
 void run_amx(const ConvBackward& layer, const ConvShape& shape, const Packed& weight) {
   const Plan plan = backward_plan(shape);
-  const Kernels& kernel = kernels();
-  const auto reduce = layer.relu ? kernel.reduce_split_relu_rows : kernel.reduce_split_rows;
+  const MicroKernels& kernel = micro_kernels();
+  const auto reduce = layer.relu ? kernel.reduce_split_relu_bf16x3 : kernel.reduce_split_bf16x3;
   for_each_task(plan.bands.tasks() * plan.column_parts, true, [&](int64_t task) {
     const int64_t row_task = task / plan.column_parts, first_image = plan.bands.first_image(row_task);
     const int64_t images = plan.bands.last_image(row_task) - first_image;
@@ -324,7 +325,7 @@ void run_amx(const ConvBackward& layer, const ConvShape& shape, const Packed& we
             sum[channel + i] += of_row[i];
           }
         } else {
-          kernel.split_rows(
+          kernel.split_bf16x3(
               dy, plan.channels, s == nullptr ? nullptr : s + channel, to, copy.pixel(), kAmxChannels, plan.width,
               channels);
         }

@@ -56,7 +56,7 @@ void Tail::run(
 
 void Tail::run_lines(
     const at::Tensor& x, const at::Tensor& y, const at::Tensor& other, const Gates* gates, ClassSums* sums) const {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   const int64_t channels = shape_.channels, inner = shape_.inner;
   const bool writes = y.defined() && gates != nullptr;
   const Matrix from(x, inner), to = writes ? Matrix(y, inner) : Matrix();

@@ -33,7 +33,7 @@ void add_products(Type type, const void* a, const void* b, int64_t stride, float
 void add_products_and_scale(
     Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride,
     float* sums, int64_t rows, int64_t count) {
-  const auto& table = relu ? kernels().reduce_relu_rows : kernels().reduce_rows;
+  const auto& table = relu ? micro_kernels().reduce_relu_rows : micro_kernels().reduce_rows;
   const auto reduce = table[static_cast<int>(type)];
   in_runs(sums, rows, count, [&](int64_t first, int64_t run, float* to) {
     reduce(
@@ -45,7 +45,7 @@ void add_products_and_scale(
 void add_products_and_widen(
     Type type, bool relu, const void* a, const void* b, int64_t stride, const float* s, float* y, int64_t y_stride,
     int64_t y_step, float* sums, int64_t rows, int64_t count) {
-  const auto& table = relu ? kernels().reduce_widen_relu_rows : kernels().reduce_widen_rows;
+  const auto& table = relu ? micro_kernels().reduce_widen_relu_rows : micro_kernels().reduce_widen_rows;
   const auto reduce = table[static_cast<int>(type)];
   in_runs(sums, rows, count, [&](int64_t first, int64_t run, float* to) {
     reduce(
@@ -64,7 +64,7 @@ float* unread_sums(int64_t count) {
 
 void gate_rows(
     const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks, ClassSums* sums) {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   const auto type = static_cast<int>(x.type);
   const int64_t width = x.columns;
   for_each_task(tasks.parts, x.rows * width > kSerialElements, [&](int64_t task) {

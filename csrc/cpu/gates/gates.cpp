@@ -23,7 +23,7 @@ constexpr int64_t kSerialMultipliers = 32768;
 // The multipliers of a class's row: an element's bits depend neither on its position nor on the number of threads.
 void multipliers(const float* alpha, Gate gate, float* row, int64_t count) {
   if (gate == Gate::kSigmoid) {
-    kernels().sigmoid_row(alpha, 1.0f, row, count);
+    micro_kernels().sigmoid_row(alpha, 1.0f, row, count);
   } else {
     std::transform(alpha, alpha + count, row, [&](float a) {
       return gate == Gate::kIdentity ? a : a > 0 ? 1.0f : 0.0f;
@@ -189,7 +189,7 @@ at::Tensor ClassSums::gradient(const at::Tensor& memory, Gate gate) const {
     std::array<float, kColumnBlock> slope;
     slope.fill(1.0f);
     if (gate == Gate::kSigmoid) {
-      kernels().sigmoid_row(alpha + at, -1.0f, slope.data(), count);
+      micro_kernels().sigmoid_row(alpha + at, -1.0f, slope.data(), count);
     }
     for (int64_t k = 0; k < count; ++k) {
       out[at + k] = static_cast<float>(total[k]) * slope[k];

@@ -10,6 +10,7 @@
 #include "gates/gated_rows.h"
 #include "gemm/epilogue.h"
 #include "micro/amx.h"
+#include "micro/cpu_features.h"
 
 namespace memmod::cpu {
 namespace {
@@ -165,14 +166,15 @@ void PlaneRows::start(int64_t channel, int64_t channels) {
 }
 
 void PlaneRows::scale(Type type, const void* x, int64_t stride, const float* s, int64_t to, int64_t rows) const {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   each_part(to, rows, [&](int64_t row, int64_t count, int64_t channel, int64_t channels, uint16_t* y) {
     const void* from = shifted(x, type, (row - to) * stride + channel);
     const float* gates = s == nullptr ? nullptr : s + channel;
     if (planes_ == 1) {
       kernel.scale_rows[static_cast<int>(type)](from, stride, gates, y, row_stride_, count, channels);
     } else {
-      kernel.split_rows(static_cast<const float*>(from), stride, gates, y, row_stride_, plane_stride_, count, channels);
+      kernel.split_bf16x3(
+          static_cast<const float*>(from), stride, gates, y, row_stride_, plane_stride_, count, channels);
     }
   });
 }
@@ -180,9 +182,9 @@ void PlaneRows::scale(Type type, const void* x, int64_t stride, const float* s, 
 void PlaneRows::scale_and_reduce(
     Type type, bool relu, const void* x, const void* other, int64_t stride, const float* s, float* sums, int64_t to,
     int64_t rows) const {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   const auto reduce = (relu ? kernel.reduce_relu_rows : kernel.reduce_rows)[static_cast<int>(type)];
-  const auto split = relu ? kernel.reduce_split_relu_rows : kernel.reduce_split_rows;
+  const auto split = relu ? kernel.reduce_split_relu_bf16x3 : kernel.reduce_split_bf16x3;
   in_runs(sums, rows, channels_, [&](int64_t start, int64_t run, float* into) {
     each_part(to + start, run, [&](int64_t row, int64_t count, int64_t channel, int64_t channels, uint16_t* y) {
       const int64_t at = (row - to) * stride + channel;
@@ -206,7 +208,7 @@ void multiply_planes(
   if (b.form == Form::kPairs) {
     a.start(0, b.channels);
     prepare(0, b.channels);
-    Finish finish(rows, epilogue);
+    ApplyEpilogue finish(rows, epilogue);
     float* sums = buffer.get(kLibraryRows * b.width);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
       const int64_t column = panel * b.width, columns = std::min(b.width, b.columns - column);
@@ -227,7 +229,7 @@ void multiply_planes(
   constexpr int64_t kNoOffset = 0, kBlock = kAmxRows * kAmxColumns;
   const int64_t panels = last_panel - first_panel, passes = ceil_div(b.channels, depth);
   const int64_t group = std::clamp<int64_t>(kGroupElements / (depth * a.planes_ * kAmxColumns), 1, panels);
-  FinishLater finish_later(rows, b, epilogue);
+  DeferredEpilogue deferred(rows, b, epilogue);
   // Between passes the sums of all blocks; else of one and of the one before it, which waits.
   const int64_t slots = passes > 1 ? panels * blocks : 2;
   float* sums = buffer.get(slots * kBlock);
@@ -247,9 +249,9 @@ void multiply_planes(
                     b.plane_panel(panel) + pass * depth * a.planes_ * kAmxColumns,
                     c,
                     pass > 0,
-                    finish_later.beside()});
+                    deferred.pending()});
     if (pass == passes - 1) {
-      finish_later.add(c, block, panel);
+      deferred.add(c, block, panel);
     }
   };
   for (; pass < passes; ++pass) {
@@ -268,7 +270,7 @@ void multiply_planes(
     }
     stop_amx();
   }
-  finish_later.finish();
+  deferred.finish();
 #endif
 }
 

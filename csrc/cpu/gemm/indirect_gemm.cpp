@@ -23,7 +23,7 @@ constexpr int64_t kRowsWithoutTiles = 6;
 void Rows::reset(int64_t count) {
   ahead_.clear();
   count_ = count;
-  tiles_ = ceil_div(count, kernels().rows);
+  tiles_ = ceil_div(count, micro_kernels().mr);
   starts_.resize(tiles_ + 1);
   for (int64_t tile = 0; tile <= tiles_; ++tile) {
     starts_[tile] = part_start(count, tiles_, tile);
@@ -35,7 +35,7 @@ void Rows::reset(int64_t count) {
 }
 
 RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   thread_local std::vector<float> buffer;
   tile_size_ = ceil_div(channels_per_pass(channels), kernel.lanes) * step();
   if (static_cast<int64_t>(buffer.size()) < rows.tiles() * tile_size_) {
@@ -50,15 +50,15 @@ RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
 }
 
 int64_t RowCopy::step() const {
-  return kernels().rows * kernels().lanes;
+  return micro_kernels().mr * micro_kernels().lanes;
 }
 
 int64_t RowCopy::row_stride() const {
-  return kernels().lanes;
+  return micro_kernels().lanes;
 }
 
 int64_t RowCopy::first_tile(int64_t row) const {
-  int64_t tile = row / kernels().rows;
+  int64_t tile = row / micro_kernels().mr;
   while (rows_.tile_start(tile + 1) <= row) {
     ++tile;
   }
@@ -66,14 +66,14 @@ int64_t RowCopy::first_tile(int64_t row) const {
 }
 
 int64_t channels_per_pass(int64_t channels) {
-  return ceil_div(channels, std::max<int64_t>(1, ceil_div(channels, kernels().depth)));
+  return ceil_div(channels, std::max<int64_t>(1, ceil_div(channels, micro_kernels().kc)));
 }
 
-Tile tile_of(const Epilogue& epilogue) {
-  Tile t{};
+MicroTile micro_tile(const Epilogue& epilogue) {
+  MicroTile t{};
   t.bias = epilogue.bias;
-  t.bias_first = epilogue.bias_first;
-  t.keep_product = epilogue.keep_product;
+  t.gate_bias = epilogue.gate_bias;
+  t.save_ungated = epilogue.save_ungated;
   t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
   return t;
 }
@@ -98,7 +98,7 @@ int64_t run_of(c10::ArrayRef<Tap> taps, int64_t channels) {
 }
 
 // Has a tile read and write the rows from `row` on.
-void take_rows(Tile& t, const Rows& rows, int64_t row, const Epilogue& epilogue) {
+void take_rows(MicroTile& t, const Rows& rows, int64_t row, const Epilogue& epilogue) {
   t.a = rows.a.data() + row;
   t.out = rows.out.data() + row;
   t.kept = epilogue.kept ? rows.kept.data() + row : nullptr;
@@ -121,7 +121,7 @@ void split_into_chains(int64_t taps, int64_t channels, std::vector<Chain>& chain
     }
     return;
   }
-  const int64_t parts = ceil_div(channels, kChain), lanes = kernels().lanes;
+  const int64_t parts = ceil_div(channels, kChain), lanes = micro_kernels().lanes;
   for (int64_t tap = 0; tap < taps; ++tap) {
     for (int64_t part = 0; part < parts; ++part) {
       const int64_t first = part_start(channels, parts, part, lanes);
@@ -135,18 +135,18 @@ void split_into_chains(int64_t taps, int64_t channels, std::vector<Chain>& chain
 void multiply(
     Rows& rows, const Packed& b, c10::ArrayRef<Tap> taps, int64_t first_panel, int64_t last_panel,
     const Epilogue& epilogue, const Prepare* prepare) {
-  const Kernels& kernel = kernels();
-  const auto& tiles = kernel.tile[static_cast<int>(epilogue.type)];
+  const MicroKernels& kernel = micro_kernels();
+  const auto& tiles = kernel.gemm[static_cast<int>(epilogue.type)];
   const int64_t depth = channels_per_pass(b.channels);
   // Of a pass.
-  const int64_t most_taps = std::max<int64_t>(1, kernel.depth / std::max<int64_t>(1, depth));
+  const int64_t most_taps = std::max<int64_t>(1, kernel.kc / std::max<int64_t>(1, depth));
   int64_t run = depth == b.channels ? run_of(taps, b.channels) : 1;
   run = run > most_taps ? 1 : run;
   const int64_t runs = static_cast<int64_t>(taps.size()) / run, group = std::min(runs, most_taps / run);
   const int64_t passes = ceil_div(b.channels, depth) * ceil_div(runs, group);
   // Sums between passes for all tiles, between chains for one.
   thread_local std::vector<float> sums;
-  const int64_t kept_rows = passes > 1 ? rows.count() * (last_panel - first_panel) : kernel.rows;
+  const int64_t kept_rows = passes > 1 ? rows.count() * (last_panel - first_panel) : kernel.mr;
   if (static_cast<int64_t>(sums.size()) < kept_rows * b.width) {
     sums.resize(kept_rows * b.width);
   }
@@ -158,13 +158,13 @@ void multiply(
     b_offsets[i] = taps[i * run].b * b.channels * b.width;
   }
   int64_t pass = 0;
-  Tile t = tile_of(epilogue);
+  MicroTile t = micro_tile(epilogue);
   t.partial_stride = b.width;
   thread_local std::vector<Chain> chains;
   FetchAhead ahead(rows.ahead(), passes * (last_panel - first_panel) * rows.tiles());
   for (int64_t channel = 0; channel < b.channels; channel += depth) {
     const int64_t channels = std::min(depth, b.channels - channel);
-    t.a_step = prepare == nullptr ? kernel.lanes : kernel.rows * kernel.lanes;
+    t.a_step = prepare == nullptr ? kernel.lanes : kernel.mr * kernel.lanes;
     if (prepare != nullptr) {
       (*prepare)(channel, channels);
     }
@@ -211,7 +211,7 @@ void multiply_depthwise(
     a_offsets.push_back(tap.a);
     b_offsets.push_back(tap.b * b.width);
   }
-  Tile t = tile_of(epilogue);
+  MicroTile t = micro_tile(epilogue);
   t.taps = static_cast<int64_t>(taps.size());
   t.a_offsets = a_offsets.data();
   t.b_offsets = b_offsets.data();
@@ -222,13 +222,13 @@ void multiply_depthwise(
       t.b = b.panel(panel);
       t.column = panel * b.width;
       t.columns = std::min(b.width, b.columns - t.column);
-      kernels().depthwise[count - 1](t);
+      micro_kernels().depthwise[count - 1](t);
     }
   }
 }
 
 Grain tile_grain() {
-  const int64_t rows = kernels().rows == 0 ? kRowsWithoutTiles : kernels().rows;
+  const int64_t rows = micro_kernels().mr == 0 ? kRowsWithoutTiles : micro_kernels().mr;
   return {kTaskRows, kFewestRows, rows};
 }
 

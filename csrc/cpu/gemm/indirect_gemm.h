@@ -66,10 +66,10 @@ struct Tap {
 struct Epilogue {
   Type type = Type::kFloat;     // of out and kept
   const float* bias = nullptr;  // [columns]
-  bool bias_first = true;       // the bias is gated
+  bool gate_bias = true;        // the bias is gated
   bool gated = false;           // rows.gates hold multipliers [columns]
   bool kept = false;            // rows.kept takes a second output
-  bool keep_product = false;    // ... of what the gate multiplies, not of the result
+  bool save_ungated = false;    // ... of what the gate multiplies, not of the result
   bool relu = false;            // out takes the result where it is positive, else 0
 };
 
@@ -105,7 +105,7 @@ class RowCopy {
 };
 
 // A tile with what the epilogue asks of every one; it stands for no rows or columns yet.
-Tile tile_of(const Epilogue& epilogue);
+MicroTile micro_tile(const Epilogue& epilogue);
 
 // Fills a copy of A's rows with some channels before they are read.
 using Prepare = c10::function_ref<void(int64_t channel, int64_t channels)>;

@@ -26,11 +26,11 @@ enum class Path { kLinear, kDirect, kLibrary };
 
 // From shapes, dtype and layout only. channels_last: of the images on both sides of the layer.
 Path path_of(const at::Tensor& images, at::IntArrayRef weight, const ConvOptions& options, bool channels_last) {
-  if (kernels().rows == 0 || !channels_last) {
+  if (micro_kernels().mr == 0 || !channels_last) {
     return Path::kLibrary;
   }
   if (options.groups != 1) {
-    const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % kernels().lanes == 0 &&
+    const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % micro_kernels().lanes == 0 &&
                            weight[2] * weight[3] <= kChain;
     return images.scalar_type() == at::kFloat && depthwise ? Path::kDirect : Path::kLibrary;
   }
@@ -167,7 +167,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   kept = keeps ? at::empty(size, contents) : kept;
   const at::Tensor wide_bias = bias.has_value() ? bias->to(at::kFloat).contiguous() : at::Tensor();
   const float* bias_data = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
-  const bool keep_product = modulation.gate == Gate::kIdentity;
+  const bool save_ungated = modulation.gate == Gate::kIdentity;
   const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
   const bool amx = path == Path::kDirect && amx_serves(shape);
   const Form form = path == Path::kLinear ? form_of(weight.scalar_type(), weight.size(0), Direction::kForward)
@@ -181,7 +181,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     layer.kept = keeps ? Matrix(kept, y.size(1)) : Matrix();
     layer.bias = bias_data;
     layer.gate_bias = modulation.gate_bias;
-    layer.keep_product = keep_product;
+    layer.save_ungated = save_ungated;
     layer.relu = modulation.relu;
     layer.out = selected.output_gates();
     layer.in = selected.input_gates();
@@ -195,7 +195,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
       keeps ? kept.mutable_data_ptr<float>() : nullptr,
       bias_data,
       modulation.gate_bias,
-      keep_product,
+      save_ungated,
       modulation.relu,
       selected.output_gates(),
       selected.input_gates(),

@@ -60,14 +60,14 @@ bool worth_threads(int64_t rows, const Packed& weight) {
 }  // namespace
 
 void run(const LinearForward& layer, const Packed& weight) {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   const int64_t total = layer.x.rows, inputs = layer.x.columns;
   const Partition parts = partition_of(total, weight);
   const RowTasks samples{total, layer.per_sample, parts.row_parts, parts.row_unit};
   const bool copies = layer.in != nullptr || layer.x.type != Type::kFloat;
   const Epilogue epilogue{
       layer.y.type,       layer.bias, layer.gate_bias, layer.out != nullptr, static_cast<bool>(layer.kept),
-      layer.keep_product, layer.relu};
+      layer.save_ungated, layer.relu};
   for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
     const Share share = share_of(parts, total, weight.panels(), task);
     Rows& rows = thread_rows();
@@ -160,7 +160,7 @@ void by_planes(
 }  // namespace
 
 void run(const LinearBackward& layer, const Packed& weight) {
-  const Kernels& kernel = kernels();
+  const MicroKernels& kernel = micro_kernels();
   const int64_t total = layer.dy.rows, units = layer.dy.columns, inputs = layer.dx.columns;
   const Partition parts = partition_of(total, weight);
   const bool copies = layer.out != nullptr || layer.dy.type != Type::kFloat;
@@ -168,7 +168,7 @@ void run(const LinearBackward& layer, const Packed& weight) {
   epilogue.type = layer.dx.type;
   epilogue.gated = layer.in != nullptr;
   epilogue.kept = static_cast<bool>(layer.ungated);
-  epilogue.keep_product = true;
+  epilogue.save_ungated = true;
   for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
     const Share share = share_of(parts, total, weight.panels(), task);
     const int64_t row_task = task / parts.column_parts;
@@ -268,7 +268,7 @@ void forward_with_library(
     const auto gate = [&](const Matrix& from, const Matrix& to, const Gates& gates) {
       for_each_task(tasks.parts, true, [&](int64_t task) {
         tasks.each_sample(tasks.start(task), tasks.start(task + 1), [&](int64_t sample, int64_t row, int64_t n) {
-          kernels().scale_rows[static_cast<int>(from.type)](
+          micro_kernels().scale_rows[static_cast<int>(from.type)](
               from.at(row), from.columns, gates.row(sample + first / layer.per_sample), to.at(row), from.columns, n,
               from.columns);
         });
@@ -283,13 +283,13 @@ void forward_with_library(
     if (bias.has_value() && layer.gate_bias) {
       out.add_(*bias);
     }
-    if (kept.numel() > 0 && layer.keep_product) {
+    if (kept.numel() > 0 && layer.save_ungated) {
       kept.narrow(0, first, count).copy_(out);
     }
     if (layer.out != nullptr) {
       gate(Matrix(out, out.size(1)), Matrix(out, out.size(1)), *layer.out);
     }
-    if (kept.numel() > 0 && !layer.keep_product) {
+    if (kept.numel() > 0 && !layer.save_ungated) {
       kept.narrow(0, first, count).copy_(out);
     }
     if (bias.has_value() && !layer.gate_bias) {
@@ -322,12 +322,12 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
       samples > 0 && x.size(0) % samples == 0, "memmod: ", x.size(0), " rows do not belong to ", samples, " samples");
   LinearForward layer;
   layer.gate_bias = modulation.gate_bias;
-  layer.keep_product = modulation.gate == Gate::kIdentity;
+  layer.save_ungated = modulation.gate == Gate::kIdentity;
   layer.relu = modulation.relu;
   layer.out = selected.output_gates();
   layer.in = selected.input_gates();
   layer.per_sample = rows.size(0) / samples;
-  if (kernels().rows == 0 || inputs == 0) {
+  if (micro_kernels().mr == 0 || inputs == 0) {
     forward_with_library(layer, rows, weight, bias, as_rows(y), keeps ? as_rows(kept) : kept);
     return {y, kept};
   }
@@ -363,7 +363,7 @@ Gradients linear_backward(
   }
   const bool product = need_dx || need_dinput;
   const bool needs_dz = need_dweight || (need_dbias && modulation.gate_bias);
-  const bool tiles = kernels().rows != 0;
+  const bool tiles = micro_kernels().mr != 0;
   // The gated gradient as a whole, where more than one product reads it or the library does.
   const bool separate = needs_dz || !product || !tiles;
   const at::Tensor rows =

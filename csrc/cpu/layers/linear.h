@@ -11,7 +11,7 @@ namespace memmod::cpu {
 struct LinearForward {
   Matrix x, y, kept;  // kept: empty, or what the memory's gradient needs
   const float* bias = nullptr;
-  bool gate_bias = true, keep_product = false, relu = false;
+  bool gate_bias = true, save_ungated = false, relu = false;
   const Gates* out = nullptr;
   const Gates* in = nullptr;
   int64_t per_sample = 1;

@@ -221,7 +221,7 @@ void pack_tiles(const at::Tensor& weight, Direction direction, Packed& packed) {
         }
         if constexpr (kSplit) {
           at::BFloat16 split[3 * kSize];
-          kernels().split_rows(
+          micro_kernels().split_bf16x3(
               block, kAmxColumns, nullptr, reinterpret_cast<uint16_t*>(split), kAmxColumns, kSize, kAmxChannels,
               kAmxColumns);
           write_tiles(split, to, planes);
@@ -247,7 +247,7 @@ Packed pack(const at::Tensor& weight, Direction direction, Form form) {
                               : pack_tiles<at::BFloat16>(weight, direction, packed);
     return packed;
   }
-  packed.width = kernels().columns;
+  packed.width = micro_kernels().nr;
   packed.storage = at::empty({packed.panels() * packed.taps * packed.channels * packed.width}, at::kFloat);
   float* out = packed.storage.mutable_data_ptr<float>();
   const int64_t size = packed.taps * packed.channels * packed.width;

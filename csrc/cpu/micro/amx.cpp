@@ -95,8 +95,8 @@ void multiply_block(const AmxBlock& block) {
         MEMMOD_NEXT_A(2);
         MEMMOD_NEXT_A(0);
       }
-      if (block.beside != nullptr) {
-        finish_beside(*block.beside, finished);
+      if (block.pending != nullptr) {
+        finish_pending(*block.pending, finished);
       }
       a0 += block.a_step;
       a1 += block.a_step;

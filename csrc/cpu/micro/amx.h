@@ -16,15 +16,15 @@ constexpr int64_t kAmxRows = 32, kAmxColumns = 32, kAmxChannels = 32;
 constexpr int64_t kAmxCachedElements = 1 << 19;
 
 // The epilogue of a block whose sums [32][32] are complete, for rows that are still to come.
-struct Unfinished {
-  void (*finish)(const Tile& tile, const float* sums, int64_t stride, int64_t rows) = nullptr;
-  Tile tile{};
+struct PendingEpilogue {
+  void (*finish)(const MicroTile& tile, const float* sums, int64_t stride, int64_t rows) = nullptr;
+  MicroTile tile{};
   const float* sums = nullptr;
   int64_t rows = 0;
 };
 
 // Up to `most` of them. Every file has its own: see microkernels.h.
-static inline void finish_beside(Unfinished& block, int64_t most) {
+static inline void finish_pending(PendingEpilogue& block, int64_t most) {
   const int64_t count = most < block.rows ? most : block.rows;
   if (count == 0) {
     return;
@@ -45,7 +45,7 @@ struct AmxBlock {
   const uint16_t* b;                  // [taps][chunks][planes][2 halves of the columns][16 pairs of channels][16][2]
   float* c;                           // [32][32]
   bool add;                           // to what c holds; else c is set
-  Unfinished* beside;                 // finished on the way: its instructions run while those of AMX do
+  PendingEpilogue* pending;           // finished on the way: its instructions run while those of AMX do
 };
 
 // Whether the system lets this process use the tiles; asks it to.

@@ -1,4 +1,4 @@
-// The inner loops for AVX2 with FMA and F16C. The first line that is not a comment switches the whole file to them.
+// The micro-kernels for AVX2 with FMA and F16C. The first line that is not a comment switches the whole file to them.
 #if defined(__x86_64__) && defined(__GNUC__)
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -110,7 +110,7 @@ struct Vector {
 
 #include "micro/microkernels.inc"
 
-#define MEMMOD_TILES(type) {tile<type, 1>, tile<type, 2>, tile<type, 3>, tile<type, 4>, tile<type, 5>, tile<type, 6>}
+#define MEMMOD_GEMM(type) {gemm<type, 1>, gemm<type, 2>, gemm<type, 3>, gemm<type, 4>, gemm<type, 5>, gemm<type, 6>}
 #define MEMMOD_DEPTHWISE {depthwise<1>, depthwise<2>, depthwise<3>, depthwise<4>, depthwise<5>, depthwise<6>}
 
 }  // namespace
@@ -119,12 +119,12 @@ struct Vector {
 // second-level cache. 1,024 → 1,024 features, 1,024 and 4,096 rows, forward and backward, two threads of a Zen 3: 0.99
 // and 0.99 of plain with it, 1.01 and 1.05 with 768; ViT-B's layers differ by less than the noise. ViT layers took 1.05
 // with 768, 1.09 with 384, 1.12 with 256.
-constexpr Kernels kAvx2 = {
+constexpr MicroKernels kAvx2 = {
     6,
     kColumns,
     Vector::kLanes,
     1024,
-    {MEMMOD_TILES(float), MEMMOD_TILES(Bf16), MEMMOD_TILES(Fp16)},
+    {MEMMOD_GEMM(float), MEMMOD_GEMM(Bf16), MEMMOD_GEMM(Fp16)},
     MEMMOD_DEPTHWISE,
     MEMMOD_ROW_FUNCTIONS};
 

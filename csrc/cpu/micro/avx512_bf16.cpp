@@ -1,4 +1,4 @@
-// The inner loops for AVX-512 with BF16. The first line that is not a comment switches the whole file to it.
+// The micro-kernels for AVX-512 with BF16. The first line that is not a comment switches the whole file to it.
 #if defined(__x86_64__) && defined(__GNUC__)
 #ifdef __clang__
 #pragma clang attribute push( \
@@ -19,9 +19,9 @@
 #include "micro/microkernels.inc"
 
 // What converts to bf16; all else is kAvx512's.
-Kernels with_bf16() {
+MicroKernels with_bf16() {
   constexpr auto kType = static_cast<int>(Type::kBFloat16);
-  Kernels table = kAvx512;
+  MicroKernels table = kAvx512;
   table.finish_rows[kType] = finish_rows<Bf16>;
   table.scale_rows[kType] = scale_rows<Bf16>;
   table.reduce_rows[kType] = reduce_rows<Bf16>;
@@ -33,8 +33,8 @@ Kernels with_bf16() {
 
 }  // namespace
 
-const Kernels& avx512_bf16() {
-  static const Kernels table = with_bf16();
+const MicroKernels& avx512_bf16() {
+  static const MicroKernels table = with_bf16();
   return table;
 }
 

@@ -1,4 +1,4 @@
-// The inner loops of the CPU kernels, as a table of functions per instruction set.
+// The micro-kernels, the inner loops of all products and passes: a table of functions per instruction set.
 //
 // Only plain structs and pointers here: the files that implement the tables are compiled for their instruction set, and
 // an inline function that they share with others could be linked into code that must run anywhere.
@@ -6,20 +6,16 @@
 
 #include <cstdint>
 
+#include "base/element_type.h"
+
 namespace memmod::cpu {
 
-// Element types in the order of the tables below.
-enum class Type : int { kFloat, kBFloat16, kHalf };
-constexpr int kTypes = 3;
-
-// The most rows that a tile of any instruction set has; row pointers are laid out in steps of it.
-constexpr int64_t kMaxRows = 12;
-// The most columns that a tile has.
-constexpr int64_t kMaxColumns = 32;
+// The most rows that a tile of any instruction set has.
+constexpr int64_t kMaxMr = 12;
 
 // One tile of C = A · B: some rows (given by the function) by `columns` columns, summed over taps and their channels: a
 // linear layer has one tap, a convolution one per element of its filter.
-struct Tile {
+struct MicroTile {
   const float* const* a;     // [rows]
   const int64_t* a_offsets;  // [taps]: where a tap's channels are, from a row's pointer
   const int64_t* b_offsets;  // [taps]: where the tap's [channels, tile columns] are, from b
@@ -30,32 +26,32 @@ struct Tile {
   int64_t column, columns;      // the first column, and how many there are of the tile's width
   int64_t partial_stride;       // elements from a row of partial sums to the next; each has all of a tile's columns
   const float* partial_in;      // sums of earlier calls, or null for none
-  float* partial_out;           // where to leave the sums, or null: this is the last call, write `out`
+  float* partial_out;           // where to put the sums, or null: this is the last call, write `out`
   void* const* out;             // [rows]
   void* const* kept;            // [rows]: a second output, or null: the product before a bias that is not gated
   const float* bias;            // [columns of B] or null
   const float* const* gates;    // [rows]: multipliers [columns of B], or null
-  bool bias_first;              // the bias is gated too
-  bool keep_product;            // `kept` takes what the gate multiplies, instead of the result of it
+  bool gate_bias;               // the bias is gated too
+  bool save_ungated;            // `kept` takes what the gate multiplies, instead of the result of it
   float floor;                  // the least value of `out`: 0 for a ReLU, -inf for none
 };
 
-struct Kernels {
-  // Rows and columns of a full tile; 0 where there is no tile: the library multiplies.
-  int64_t rows, columns;
+struct MicroKernels {
+  // Rows and columns of a full tile; mr is 0 where there is no tile: the library multiplies.
+  int64_t mr, nr;
   // Floats of a vector.
   int64_t lanes;
   // Channels times taps that a pass over the rows sums up, at most.
-  int64_t depth;
+  int64_t kc;
   // By type of the output and number of rows - 1.
-  void (*tile[kTypes][kMaxRows])(const Tile& tile);
+  void (*gemm[kTypes][kMaxMr])(const MicroTile& tile);
   // By number of rows - 1: the tile of a depthwise convolution in fp32. A has the columns of B, which has one channel;
   // `columns` is a multiple of `lanes`.
-  void (*depthwise[kMaxRows])(const Tile& tile);
+  void (*depthwise[kMaxMr])(const MicroTile& tile);
 
-  // By type of the output: what `tile` does behind its sums, for whole columns without a second output and for `rows`
+  // By type of the output: what `gemm` does after its sums, for whole columns without a second output and for `rows`
   // rows whose sums are `stride` elements apart.
-  void (*finish_rows[kTypes])(const Tile& tile, const float* sums, int64_t stride, int64_t rows);
+  void (*finish_rows[kTypes])(const MicroTile& tile, const float* sums, int64_t stride, int64_t rows);
 
   // Rows of `count` elements that lie `stride` (in y: y_stride) elements apart.
   // y[r, i] = x[r, i] * s[i]; s may be null (1), x and y may be the same.
@@ -89,36 +85,30 @@ struct Kernels {
 
   // scale_rows and reduce_rows of fp32 into three bf16 planes, `plane` elements apart, whose sum y is: the first holds
   // the 8 leading bits of each y, the next ones the 8 bits that follow. Null where nothing multiplies planes.
-  void (*split_rows)(
+  void (*split_bf16x3)(
       const float* x, int64_t stride, const float* s, uint16_t* y, int64_t y_stride, int64_t plane, int64_t rows,
       int64_t count);
-  void (*reduce_split_rows)(
+  void (*reduce_split_bf16x3)(
       const float* a, const float* b, int64_t stride, const float* s, uint16_t* y, int64_t y_stride, int64_t plane,
       float* sums, int64_t rows, int64_t count);
-  void (*reduce_split_relu_rows)(
+  void (*reduce_split_relu_bf16x3)(
       const float* a, const float* b, int64_t stride, const float* s, uint16_t* y, int64_t y_stride, int64_t plane,
       float* sums, int64_t rows, int64_t count);
 };
 
 // Set up by the compiler (constexpr where they are defined): code of these files that runs while the library is loaded
 // would stop a processor without their instructions.
-extern const Kernels kPortable;
+extern const MicroKernels kPortable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MEMMOD_X86
-extern const Kernels kAvx2;
-extern const Kernels kAvx512;
+extern const MicroKernels kAvx2;
+extern const MicroKernels kAvx512;
 // kAvx512 with the processor's own conversion to bf16, which takes denormal values as 0. To be called only where the
 // processor has it.
-const Kernels& avx512_bf16();
+const MicroKernels& avx512_bf16();
 #endif
 
-// What the kernels may use of the processor: the best that it has, or what MEMMOD_CPU_ISA names.
-enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
-
-Isa isa();
-const char* isa_name();
-
-// The table in use.
-const Kernels& kernels();
+// The table in use: that of the instruction set in cpu_features.h.
+const MicroKernels& micro_kernels();
 
 }  // namespace memmod::cpu

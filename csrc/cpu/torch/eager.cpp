@@ -20,7 +20,7 @@
 #include "layers/layers.h"
 #include "layers/modulate_output.h"
 #include "layers/weight_cache.h"
-#include "micro/microkernels.h"
+#include "micro/cpu_features.h"
 
 namespace memmod::cpu {
 namespace {
