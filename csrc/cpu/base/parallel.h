@@ -7,24 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <utility>
-#include <vector>
 
 namespace memmod::cpu {
-
-inline int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-
-// `count` things in `parts` parts of nearly the same size: the first of part `part`.
-inline int64_t part_start(int64_t count, int64_t parts, int64_t part) {
-  return part * (count / parts) + std::min(part, count % parts);
-}
-
-// The same with borders at multiples of `unit`.
-inline int64_t part_start(int64_t count, int64_t parts, int64_t part, int64_t unit) {
-  return std::min(count, unit * part_start(ceil_div(count, unit), parts, part));
-}
 
 // fn(task) for tasks 0 to count - 1, each taken by the next free thread.
 template <typename Fn>

@@ -123,7 +123,7 @@ float* thread_windows(int64_t elements) {
 // pixels reads most of them again.
 Partition forward_partition(const ConvShape& shape, int64_t panels) {
   const int64_t pixels = shape.images * shape.out_height * shape.out_width;
-  Partition parts = partition(pixels, panels, shape.operations());
+  Partition parts = partition(pixels, panels, shape.operations(), micro_kernel_grain(micro_kernels().mr));
   const int64_t elements = kTaskElements * (shape.depthwise() ? kDepthwiseShare : 1);
   const int64_t together = std::max<int64_t>(1, elements / shape.inputs);
   parts.row_parts = std::clamp(ceil_div(pixels, together), std::min(parts.row_parts, kFewestTasks), parts.row_parts);

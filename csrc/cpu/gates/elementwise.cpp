@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "layers/linear.h"
+#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 namespace {
@@ -33,8 +33,9 @@ Tail::Tail(const Channels& shape, int64_t samples)
     : shape_(shape),
       per_sample_(shape.outer / samples),
       rows_(
-          shape.inner == 1 ? row_tasks(shape.outer, per_sample_, shape.channels, 1)
-                           : RowTasks{shape.outer, per_sample_, shape.outer}) {
+          shape.inner == 1
+              ? row_tasks(shape.outer, per_sample_, 2 * shape.channels, micro_kernel_grain(micro_kernels().mr))
+              : RowTasks{shape.outer, per_sample_, shape.outer}) {
 }
 
 std::vector<std::pair<int64_t, int64_t>> Tail::samples() const {
@@ -46,11 +47,11 @@ void Tail::run(
   if (shape_.inner != 1) {
     return run_lines(x, y, other, gates, sums);
   }
-  const Matrix target = y.defined() && gates != nullptr ? Matrix(y, shape_.channels) : Matrix();
+  const MatrixView target = y.defined() && gates != nullptr ? MatrixView(y, shape_.channels) : MatrixView();
   if (target || sums != nullptr) {
     gate_rows(
-        Matrix(x, shape_.channels), target, sums != nullptr ? Matrix(other, shape_.channels) : Matrix(), gates, rows_,
-        sums);
+        MatrixView(x, shape_.channels), target, sums != nullptr ? MatrixView(other, shape_.channels) : MatrixView(),
+        gates, rows_, sums);
   }
 }
 
@@ -59,8 +60,8 @@ void Tail::run_lines(
   const MicroKernels& kernel = micro_kernels();
   const int64_t channels = shape_.channels, inner = shape_.inner;
   const bool writes = y.defined() && gates != nullptr;
-  const Matrix from(x, inner), to = writes ? Matrix(y, inner) : Matrix();
-  const Matrix factor = sums != nullptr ? Matrix(other, inner) : Matrix();
+  const MatrixView from(x, inner), to = writes ? MatrixView(y, inner) : MatrixView();
+  const MatrixView factor = sums != nullptr ? MatrixView(other, inner) : MatrixView();
   const auto type = static_cast<int>(from.type);
   const int64_t parts = std::clamp<int64_t>(kSharedTasks / std::max<int64_t>(1, shape_.outer), 1, channels);
   for_each_task(shape_.outer * parts, x.numel() > kSerialElements, [&](int64_t task) {

@@ -1,7 +1,5 @@
 #include "gates/gated_rows.h"
 
-#include <cstring>
-
 namespace memmod::cpu {
 namespace {
 
@@ -9,12 +7,6 @@ namespace {
 constexpr int64_t kSerialElements = 1 << 15;
 
 }  // namespace
-
-Type type_of(at::ScalarType scalar_type) {
-  TORCH_CHECK_TYPE(
-      has_type(scalar_type), "memmod: the CPU kernel has no ", scalar_type, ", it serves fp32, bf16 and fp16");
-  return scalar_type == at::kFloat ? Type::kFloat : scalar_type == at::kBFloat16 ? Type::kBFloat16 : Type::kHalf;
-}
 
 std::vector<std::pair<int64_t, int64_t>> RowTasks::samples() const {
   std::vector<std::pair<int64_t, int64_t>> ranges;
@@ -24,6 +16,10 @@ std::vector<std::pair<int64_t, int64_t>> RowTasks::samples() const {
     ranges.emplace_back(first / per_sample, last > first ? (last - 1) / per_sample + 1 : first / per_sample);
   }
   return ranges;
+}
+
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t operations_per_row, const Grain& grain) {
+  return {rows, per_sample, partition(rows, 1, operations_per_row, grain).row_parts, grain.unit};
 }
 
 void add_products(Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count) {
@@ -63,7 +59,8 @@ float* unread_sums(int64_t count) {
 }
 
 void gate_rows(
-    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks, ClassSums* sums) {
+    const MatrixView& x, const MatrixView& y, const MatrixView& other, const Gates* gates, const RowTasks& tasks,
+    ClassSums* sums) {
   const MicroKernels& kernel = micro_kernels();
   const auto type = static_cast<int>(x.type);
   const int64_t width = x.columns;

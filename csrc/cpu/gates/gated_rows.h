@@ -1,14 +1,14 @@
 // Matrices whose rows belong to samples: how tasks share the rows, and gates over them in one pass.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
 
+#include "base/matrix_view.h"
 #include "base/parallel.h"
+#include "base/partition.h"
 #include "gates/gates.h"
 #include "micro/microkernels.h"
 
@@ -16,35 +16,6 @@ namespace memmod::cpu {
 
 // Rows whose products are added up in fp32 before they join a task's sums.
 constexpr int64_t kRowsPerSum = 64;
-
-Type type_of(at::ScalarType scalar_type);
-
-inline bool has_type(at::ScalarType scalar_type) {
-  return scalar_type == at::kFloat || scalar_type == at::kBFloat16 || scalar_type == at::kHalf;
-}
-
-// A dense matrix [rows, columns].
-struct Matrix {
-  void* data = nullptr;
-  int64_t rows = 0, columns = 0;
-  Type type = Type::kFloat;
-
-  Matrix() = default;
-  // t: dense, seen as [rows, columns] in memory order.
-  Matrix(const at::Tensor& t, int64_t matrix_columns)
-      : data(const_cast<void*>(t.const_data_ptr())),
-        rows(matrix_columns == 0 ? 0 : t.numel() / matrix_columns),
-        columns(matrix_columns),
-        type(type_of(t.scalar_type())) {
-  }
-
-  void* at(int64_t row, int64_t column = 0) const {
-    return static_cast<char*>(data) + (row * columns + column) * (type == Type::kFloat ? 4 : 2);
-  }
-  explicit operator bool() const {
-    return data != nullptr;
-  }
-};
 
 // `rows` rows in `parts` parts with borders at multiples of `unit`; row r belongs to sample r / per_sample.
 struct RowTasks {
@@ -68,13 +39,8 @@ struct RowTasks {
   }
 };
 
-inline const void* shifted(const void* p, Type type, int64_t elements) {
-  return static_cast<const char*>(p) + elements * (type == Type::kFloat ? 4 : 2);
-}
-
-inline void* shifted(void* p, Type type, int64_t elements) {
-  return static_cast<char*>(p) + elements * (type == Type::kFloat ? 4 : 2);
-}
+// The tasks that sums of `rows` rows are made in.
+RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t operations_per_row, const Grain& grain);
 
 // reduce(first, count, sums) for runs of rows short enough to be added up in fp32, then the runs' sums.
 template <typename Reduce>
@@ -114,6 +80,7 @@ float* unread_sums(int64_t count);
 // In one pass over x: y = s ⊙ x unless y is empty, and sums of x ⊙ other for each class unless sums is null. Without
 // gates y is a copy. x and y may be the same.
 void gate_rows(
-    const Matrix& x, const Matrix& y, const Matrix& other, const Gates* gates, const RowTasks& tasks, ClassSums* sums);
+    const MatrixView& x, const MatrixView& y, const MatrixView& other, const Gates* gates, const RowTasks& tasks,
+    ClassSums* sums);
 
 }  // namespace memmod::cpu

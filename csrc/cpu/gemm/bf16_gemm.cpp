@@ -71,7 +71,7 @@ Form form_of(at::ScalarType type, int64_t columns, Direction direction) {
 
 Grain grain_of(Form form, int64_t channels) {
   if (form == Form::kTiles) {
-    return tile_grain();
+    return micro_kernel_grain(micro_kernels().mr);
   }
   const int64_t elements = planes_of(form) * plane_channels_per_pass(form, channels);
   const int64_t fit = kAmxCachedElements / std::max<int64_t>(1, elements) / kAmxRows * kAmxRows;

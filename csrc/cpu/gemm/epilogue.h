@@ -1,16 +1,39 @@
-// What a product does with its sums: bias, gates and ReLU, for sums that lie beside the output.
+// What a product does with its sums: bias, gates and ReLU.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
-#include "gemm/indirect_gemm.h"
+#include "gemm/indirect_rows.h"
+#include "layers/weight_cache.h"
 #include "micro/amx.h"
 #include "micro/microkernels.h"
 
 namespace memmod::cpu {
 
-// Gives rows [first, first + count) of columns [column, column + columns) their results, from sums [count][stride].
+struct Epilogue {
+  Type type = Type::kFloat;     // of out and kept
+  const float* bias = nullptr;  // [columns]
+  bool gate_bias = true;        // the bias is gated
+  bool gated = false;           // rows.gates hold multipliers [columns]
+  bool kept = false;            // rows.kept takes a second output
+  bool save_ungated = false;    // ... of what the gate multiplies, not of the result
+  bool relu = false;            // out takes the result where it is positive, else 0
+};
+
+// A tile with what the epilogue asks of every one; it stands for no rows or columns yet.
+inline MicroTile micro_tile(const Epilogue& epilogue) {
+  MicroTile t{};
+  t.bias = epilogue.bias;
+  t.gate_bias = epilogue.gate_bias;
+  t.save_ungated = epilogue.save_ungated;
+  t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
+  return t;
+}
+
+// For sums that lie beside the output. Gives rows [first, first + count) of columns [column, column + columns) their
+// results, from sums [count][stride].
 class ApplyEpilogue {
  public:
   ApplyEpilogue(Rows& rows, const Epilogue& epilogue)

@@ -1,83 +1,12 @@
 #include "gemm/indirect_gemm.h"
 
 #include <algorithm>
-#include <array>
-#include <limits>
+#include <vector>
 
-#include "base/parallel.h"
+#include "base/partition.h"
 #include "base/prefetch.h"
 
 namespace memmod::cpu {
-namespace {
-
-// Row tasks are made smaller until there are this many, or a multiple of it, so that threads find equal shares.
-constexpr int64_t kSharedTasks = 8;
-// Rows of a task: with 768 channels they take 288 KiB, and stay in a second-level cache of 512 KiB. Two threads of a
-// Zen 3, ViT linear layers, of plain: 0.978 with 48 rows, 0.934 with 96, 0.938 with 192.
-constexpr int64_t kTaskRows = 96;
-constexpr int64_t kFewestRows = 12;
-constexpr int64_t kRowsWithoutTiles = 6;
-
-}  // namespace
-
-void Rows::reset(int64_t count) {
-  ahead_.clear();
-  count_ = count;
-  tiles_ = ceil_div(count, micro_kernels().mr);
-  starts_.resize(tiles_ + 1);
-  for (int64_t tile = 0; tile <= tiles_; ++tile) {
-    starts_[tile] = part_start(count, tiles_, tile);
-  }
-  a.resize(count);
-  out.resize(count);
-  kept.resize(count);
-  gates.resize(count);
-}
-
-RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
-  const MicroKernels& kernel = micro_kernels();
-  thread_local std::vector<float> buffer;
-  tile_size_ = ceil_div(channels_per_pass(channels), kernel.lanes) * step();
-  if (static_cast<int64_t>(buffer.size()) < rows.tiles() * tile_size_) {
-    buffer.resize(rows.tiles() * tile_size_);
-  }
-  buffer_ = buffer.data();
-  for (int64_t tile = 0; tile < rows.tiles(); ++tile) {
-    for (int64_t row = rows.tile_start(tile); row < rows.tile_start(tile + 1); ++row) {
-      rows.a[row] = buffer_ + tile * tile_size_ + (row - rows.tile_start(tile)) * row_stride();
-    }
-  }
-}
-
-int64_t RowCopy::step() const {
-  return micro_kernels().mr * micro_kernels().lanes;
-}
-
-int64_t RowCopy::row_stride() const {
-  return micro_kernels().lanes;
-}
-
-int64_t RowCopy::first_tile(int64_t row) const {
-  int64_t tile = row / micro_kernels().mr;
-  while (rows_.tile_start(tile + 1) <= row) {
-    ++tile;
-  }
-  return tile;
-}
-
-int64_t channels_per_pass(int64_t channels) {
-  return ceil_div(channels, std::max<int64_t>(1, ceil_div(channels, micro_kernels().kc)));
-}
-
-MicroTile micro_tile(const Epilogue& epilogue) {
-  MicroTile t{};
-  t.bias = epilogue.bias;
-  t.gate_bias = epilogue.gate_bias;
-  t.save_ungated = epilogue.save_ungated;
-  t.floor = epilogue.relu ? 0.0f : -std::numeric_limits<float>::infinity();
-  return t;
-}
-
 namespace {
 
 // Taps that follow each other in A as in B, in equal runs: a run is summed as one tap of its channels.
@@ -225,27 +154,6 @@ void multiply_depthwise(
       micro_kernels().depthwise[count - 1](t);
     }
   }
-}
-
-Grain tile_grain() {
-  const int64_t rows = micro_kernels().mr == 0 ? kRowsWithoutTiles : micro_kernels().mr;
-  return {kTaskRows, kFewestRows, rows};
-}
-
-Partition partition(int64_t rows, int64_t panels, int64_t operations_per_row, const Grain& grain) {
-  Partition parts{ceil_div(rows, grain.usual), 1, grain.unit};
-  if (parts.row_parts < kSharedTasks) {
-    parts.row_parts = std::clamp<int64_t>(rows / grain.fewest, 1, kSharedTasks);
-  } else {
-    parts.row_parts = (parts.row_parts + kSharedTasks / 2) / kSharedTasks * kSharedTasks;
-  }
-  // Few rows: columns are shared too, as long as a task has enough to do.
-  const int64_t worth = std::max<int64_t>(1, rows * operations_per_row / kSerialOperations);
-  if (parts.row_parts < kSharedTasks) {
-    parts.column_parts =
-        std::clamp<int64_t>(worth / parts.row_parts, 1, std::min(panels, kSharedTasks / parts.row_parts));
-  }
-  return parts;
 }
 
 }  // namespace memmod::cpu

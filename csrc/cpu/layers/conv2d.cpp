@@ -13,6 +13,7 @@
 #include "conv/implicit_gemm_amx.h"
 #include "gates/elementwise.h"
 #include "gates/modulation.h"
+#include "gemm/bf16_gemm.h"
 #include "layers/layers.h"
 #include "layers/linear.h"
 
@@ -176,9 +177,9 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const Packed packed_weight = packed(weight, Direction::kForward, form);
   if (path == Path::kLinear) {
     LinearForward layer;
-    layer.x = Matrix(images, x.size(1));
-    layer.y = Matrix(y, y.size(1));
-    layer.kept = keeps ? Matrix(kept, y.size(1)) : Matrix();
+    layer.x = MatrixView(images, x.size(1));
+    layer.y = MatrixView(y, y.size(1));
+    layer.kept = keeps ? MatrixView(kept, y.size(1)) : MatrixView();
     layer.bias = bias_data;
     layer.gate_bias = modulation.gate_bias;
     layer.save_ungated = save_ungated;
@@ -241,12 +242,13 @@ Gradients conv2d_backward(
     dx = at::empty(x_shape, contents);
     const Form form = form_of(weight->scalar_type(), x_shape[1], Direction::kBackward);
     LinearBackward layer;
-    layer.dy = Matrix(rows, dy.size(1));
-    layer.dx = Matrix(dx, x_shape[1]);
-    layer.tasks = row_tasks(layer.dy.rows, layer.dy.rows / samples, x_shape[1], dy.size(1), form);
+    layer.dy = MatrixView(rows, dy.size(1));
+    layer.dx = MatrixView(dx, x_shape[1]);
+    layer.tasks =
+        row_tasks(layer.dy.rows, layer.dy.rows / samples, 2 * x_shape[1] * dy.size(1), grain_of(form, dy.size(1)));
     layer.out = selected.output_gates();
     layer.relu = modulation.relu;
-    layer.saved = factors.defined() ? Matrix(factors, dy.size(1)) : Matrix();
+    layer.saved = factors.defined() ? MatrixView(factors, dy.size(1)) : MatrixView();
     if (need_dmemory) {
       sums.emplace(selected.slots, dy.size(1), layer.tasks.samples());
       layer.output_sums = &*sums;

@@ -9,7 +9,7 @@ namespace memmod::cpu {
 
 // y = out ⊙ ((in ⊙ x) Wᵀ + b), or the bias behind the gate.
 struct LinearForward {
-  Matrix x, y, kept;  // kept: empty, or what the memory's gradient needs
+  MatrixView x, y, kept;  // kept: empty, or what the memory's gradient needs
   const float* bias = nullptr;
   bool gate_bias = true, save_ungated = false, relu = false;
   const Gates* out = nullptr;
@@ -22,11 +22,11 @@ void run(const LinearForward& layer, const Packed& weight);
 
 // dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
 struct LinearBackward {
-  Matrix dy, dx;
-  Matrix saved;       // read if output_sums or relu
-  bool relu = false;  // dy counts where `saved` is positive; with `out` only
-  Matrix x;           // read if input_sums
-  Matrix ungated;     // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
+  MatrixView dy, dx;
+  MatrixView saved;    // read if output_sums or relu
+  bool relu = false;   // dy counts where `saved` is positive; with `out` only
+  MatrixView x;        // read if input_sums
+  MatrixView ungated;  // empty, or takes (out ⊙ dy) W, whose products with x the identity gate's memory needs
   const Gates* out = nullptr;
   const Gates* in = nullptr;
   ClassSums* output_sums = nullptr;
@@ -36,8 +36,5 @@ struct LinearBackward {
 
 // weight: packed backward.
 void run(const LinearBackward& layer, const Packed& weight);
-
-// The tasks that sums of `rows` rows are made in. form: of the weight.
-RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t inputs, int64_t outputs, Form form = Form::kTiles);
 
 }  // namespace memmod::cpu
