@@ -27,8 +27,8 @@ int64_t floor_div(int64_t a, int64_t b) {
   return a >= 0 ? a / b : -ceil_div(-a, b);
 }
 
-Rows& thread_rows() {
-  thread_local Rows rows;
+IndirectRows& thread_rows() {
+  thread_local IndirectRows rows;
   return rows;
 }
 
@@ -130,13 +130,13 @@ Partition forward_partition(const ConvShape& shape, int64_t panels) {
   return parts;
 }
 
-void multiply_taps(
-    const ConvShape& shape, Rows& rows, const Packed& weight, c10::ArrayRef<Tap> taps, int64_t first_panel,
-    int64_t last_panel, const Epilogue& epilogue) {
+void gemm_over_taps(
+    const ConvShape& shape, IndirectRows& rows, const PackedWeight& weight, c10::ArrayRef<Tap> taps,
+    int64_t first_panel, int64_t last_panel, const Epilogue& epilogue) {
   if (shape.depthwise()) {
-    multiply_depthwise(rows, weight, taps, first_panel, last_panel, epilogue);
+    indirect_depthwise(rows, weight, taps, first_panel, last_panel, epilogue);
   } else {
-    multiply(rows, weight, taps, first_panel, last_panel, epilogue);
+    indirect_gemm(rows, weight, taps, first_panel, last_panel, epilogue);
   }
 }
 
@@ -153,7 +153,7 @@ Epilogue epilogue_of(const ConvForward& layer) {
   return epilogue;
 }
 
-void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
+void run(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   const int64_t image_pixels = shape.out_height * shape.out_width, pixels = shape.images * image_pixels;
   const int64_t row_size = shape.width * shape.inputs;
@@ -184,7 +184,7 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
       copied += window_of(image).pixels() * shape.inputs;
     }
     float* copy = thread_windows(copied);
-    Rows& rows = thread_rows();
+    IndirectRows& rows = thread_rows();
     rows.reset(last - first);
     int64_t pixel = first;
     for (int64_t image = first_image; image < last_image; ++image) {
@@ -210,7 +210,7 @@ void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight)
       }
       copy += window.pixels() * shape.inputs;
     }
-    multiply_taps(
+    gemm_over_taps(
         shape, rows, weight, taps, part_start(weight.panels(), parts.column_parts, column_part),
         part_start(weight.panels(), parts.column_parts, column_part + 1), epilogue);
   });
@@ -281,7 +281,7 @@ int64_t first_of_phase(int64_t low, int64_t phase, int64_t stride) {
 
 }  // namespace
 
-void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight) {
+void run(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   const Bands bands(shape);
   const int64_t row_size = shape.out_width * shape.units;
@@ -322,7 +322,7 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
             }
           });
     }
-    Rows& rows = thread_rows();
+    IndirectRows& rows = thread_rows();
     for (const Phase& phase : phases) {
       const int64_t first_y = first_of_phase(top, phase.y, stride[0]), first_x = phase.x;
       const int64_t tall = first_y < bottom ? (bottom - 1 - first_y) / stride[0] + 1 : 0;
@@ -352,7 +352,7 @@ void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight
         }
         continue;
       }
-      multiply_taps(shape, rows, weight, phase.taps, 0, weight.panels(), Epilogue{});
+      gemm_over_taps(shape, rows, weight, phase.taps, 0, weight.panels(), Epilogue{});
     }
   });
 }

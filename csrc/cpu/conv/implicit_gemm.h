@@ -5,8 +5,8 @@
 #include "gates/gated_rows.h"
 #include "gates/gates.h"
 #include "gemm/indirect_gemm.h"
+#include "gemm/pack.h"
 #include "layers/layers.h"
-#include "layers/weight_cache.h"
 
 namespace memmod::cpu {
 
@@ -44,7 +44,7 @@ struct ConvForward {
 Epilogue epilogue_of(const ConvForward& layer);
 
 // weight: kForward; so it is for the backward of a depthwise convolution.
-void run(const ConvForward& layer, const ConvShape& shape, const Packed& weight);
+void run(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
 
 // dx = convᵀ(s ⊙ dy, W), with sums of dy ⊙ saved for the classes in the same pass.
 struct ConvBackward {
@@ -84,6 +84,6 @@ class Bands {
   int64_t images_, groups_, bands_;
 };
 
-void run(const ConvBackward& layer, const ConvShape& shape, const Packed& weight);
+void run(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);
 
 }  // namespace memmod::cpu

@@ -165,20 +165,20 @@ class Copy {
   uint16_t* data_;
 };
 
-Rows& thread_rows() {
-  thread_local Rows rows;
+IndirectRows& thread_rows() {
+  thread_local IndirectRows rows;
   return rows;
 }
 
 // place(image, y, x, row) gives a row of the product its output and gates.
 template <typename Place>
 void multiply_copy(
-    const Plan& plan, const Copy& copy, int64_t images, int64_t top, int64_t bottom, const Packed& b,
+    const Plan& plan, const Copy& copy, int64_t images, int64_t top, int64_t bottom, const PackedWeight& b,
     int64_t column_part, const Epilogue& epilogue, const Place& place) {
 #ifdef MEMMOD_AMX
   const int64_t pitch = plan.pitch(), tiles_of_image = ceil_div((bottom - top) * pitch, kTileRows);
   const int64_t tiles = images * tiles_of_image, blocks = ceil_div(tiles, 2);
-  Rows& rows = thread_rows();
+  IndirectRows& rows = thread_rows();
   rows.reset(blocks * kAmxRows);
   thread_local std::vector<float> unread;
   unread.resize(std::max<size_t>(unread.size(), plan.columns));
@@ -219,7 +219,7 @@ void multiply_copy(
                   offsets.data(),
                   static_cast<int64_t>(offsets.size()),
                   ceil_div(plan.channels, kAmxChannels),
-                  b.plane_panel(panel),
+                  b.bf16_panel(panel),
                   c,
                   false,
                   deferred.pending()});
@@ -260,7 +260,7 @@ std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& s
   return backward_plan(shape).bands.samples(images_per_sample);
 }
 
-void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& weight) {
+void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const Plan plan = forward_plan(shape);
   const Epilogue epilogue = epilogue_of(layer);
   for_each_task(plan.bands.tasks() * plan.column_parts, true, [&](int64_t task) {
@@ -279,7 +279,7 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& wei
     }
     multiply_copy(
         plan, copy, images, top, bottom, weight, task % plan.column_parts, epilogue,
-        [&](int64_t image, int64_t y, int64_t x, int64_t row, Rows& rows) {
+        [&](int64_t image, int64_t y, int64_t x, int64_t row, IndirectRows& rows) {
           const int64_t n = first_image + image;
           const int64_t at = ((n * shape.out_height + y) * shape.out_width + x) * shape.units;
           rows.out[row] = layer.y + at;
@@ -289,7 +289,7 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& wei
   });
 }
 
-void run_amx(const ConvBackward& layer, const ConvShape& shape, const Packed& weight) {
+void run_amx(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const Plan plan = backward_plan(shape);
   const MicroKernels& kernel = micro_kernels();
   const auto reduce = layer.relu ? kernel.reduce_split_relu_bf16x3 : kernel.reduce_split_bf16x3;
@@ -334,7 +334,7 @@ void run_amx(const ConvBackward& layer, const ConvShape& shape, const Packed& we
     }
     multiply_copy(
         plan, copy, images, top, bottom, weight, task % plan.column_parts, Epilogue{},
-        [&](int64_t image, int64_t y, int64_t x, int64_t row, Rows& rows) {
+        [&](int64_t image, int64_t y, int64_t x, int64_t row, IndirectRows& rows) {
           rows.out[row] =
               layer.dx + (((first_image + image) * plan.out_height + y) * plan.out_width + x) * plan.columns;
         });

@@ -9,8 +9,8 @@ namespace memmod::cpu {
 bool amx_serves(const ConvShape& shape);
 bool amx_serves_backward(const ConvShape& shape);
 
-void run_amx(const ConvForward& layer, const ConvShape& shape, const Packed& weight);
-void run_amx(const ConvBackward& layer, const ConvShape& shape, const Packed& weight);
+void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
+void run_amx(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);
 
 // The samples of each row task of a backward, for ClassSums.
 std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& shape, int64_t images_per_sample);

@@ -57,37 +57,37 @@ bool library_multiplies_pairs() {
 
 }  // namespace
 
-Form form_of(at::ScalarType type, int64_t columns, Direction direction) {
+WeightLayout weight_layout(at::ScalarType type, int64_t columns, Direction direction) {
   if (isa() == Isa::kAmx) {
     const bool splits = type == at::kFloat && columns >= kFewestColumns[static_cast<int>(direction)];
-    return type == at::kBFloat16 ? Form::kAmx : splits ? Form::kSplitAmx : Form::kTiles;
+    return type == at::kBFloat16 ? WeightLayout::kAmx : splits ? WeightLayout::kAmxBf16x3 : WeightLayout::kPanels;
   }
   if (type != at::kBFloat16 || isa() != Isa::kAvx512Bf16 || !at::globalContext().userEnabledMkldnn()) {
-    return Form::kTiles;
+    return WeightLayout::kPanels;
   }
   static const bool works = library_multiplies_pairs();
-  return works ? Form::kPairs : Form::kTiles;
+  return works ? WeightLayout::kPairs : WeightLayout::kPanels;
 }
 
-Grain grain_of(Form form, int64_t channels) {
-  if (form == Form::kTiles) {
+Grain grain_of(WeightLayout layout, int64_t channels) {
+  if (layout == WeightLayout::kPanels) {
     return micro_kernel_grain(micro_kernels().mr);
   }
-  const int64_t elements = planes_of(form) * plane_channels_per_pass(form, channels);
+  const int64_t elements = planes_of(layout) * bf16_channels_per_pass(layout, channels);
   const int64_t fit = kAmxCachedElements / std::max<int64_t>(1, elements) / kAmxRows * kAmxRows;
   return {std::clamp(fit, 2 * kAmxRows, kTaskRows), kAmxRows, kAmxRows};
 }
 
-int64_t plane_channels_per_pass(Form form, int64_t channels) {
-  if (form == Form::kPairs) {
+int64_t bf16_channels_per_pass(WeightLayout layout, int64_t channels) {
+  if (layout == WeightLayout::kPairs) {
     return channels;
   }
-  return equal_shares(channels, form == Form::kAmx ? kPassChannels : kSplitPassChannels);
+  return equal_shares(channels, layout == WeightLayout::kAmx ? kPassChannels : kSplitPassChannels);
 }
 
-PlaneRows::PlaneRows(const Packed& b, int64_t count) : planes_(planes_of(b.form)), count_(count) {
-  const int64_t channels = plane_channels_per_pass(b.form, b.channels);
-  if (b.form == Form::kPairs) {
+Bf16Rows::Bf16Rows(const PackedWeight& b, int64_t count) : planes_(planes_of(b.layout)), count_(count) {
+  const int64_t channels = bf16_channels_per_pass(b.layout, b.channels);
+  if (b.layout == WeightLayout::kPairs) {
     block_rows_ = kLibraryRows;
     chunk_ = channels;
     row_stride_ = plane_stride_ = chunk_stride_ = channels + channels % 2;
@@ -104,7 +104,7 @@ PlaneRows::PlaneRows(const Packed& b, int64_t count) : planes_(planes_of(b.form)
 }
 
 template <typename Fn>
-void PlaneRows::each_part(int64_t first, int64_t rows, const Fn& fn) const {
+void Bf16Rows::each_part(int64_t first, int64_t rows, const Fn& fn) const {
   for (const int64_t last = first + rows; first < last;) {
     const int64_t block = first / block_rows_;
     const int64_t count = std::min({last, (block + 1) * block_rows_, first + kRowsTogether}) - first;
@@ -116,11 +116,11 @@ void PlaneRows::each_part(int64_t first, int64_t rows, const Fn& fn) const {
   }
 }
 
-bool PlaneRows::can_read(const Packed& b) {
-  return b.form == Form::kAmx && b.channels % kAmxChannels == 0;
+bool Bf16Rows::can_read(const PackedWeight& b) {
+  return b.layout == WeightLayout::kAmx && b.channels % kAmxChannels == 0;
 }
 
-PlaneRows::PlaneRows(const void* x, int64_t count, int64_t channels)
+Bf16Rows::Bf16Rows(const void* x, int64_t count, int64_t channels)
     : planes_(1),
       count_(count),
       block_rows_(kAmxRows),
@@ -140,12 +140,12 @@ PlaneRows::PlaneRows(const void* x, int64_t count, int64_t channels)
   }
 }
 
-const uint16_t* PlaneRows::block(int64_t number) const {
+const uint16_t* Bf16Rows::block(int64_t number) const {
   const bool copied = last_ != nullptr && number == count_ / kAmxRows;
   return copied ? last_ + (first_ - data_) : first_ + number * block_stride_;
 }
 
-void PlaneRows::start(int64_t channel, int64_t channels) {
+void Bf16Rows::start(int64_t channel, int64_t channels) {
   if (!copies_) {
     first_ = data_ + channel;
     return;
@@ -165,7 +165,7 @@ void PlaneRows::start(int64_t channel, int64_t channels) {
   }
 }
 
-void PlaneRows::scale(Type type, const void* x, int64_t stride, const float* s, int64_t to, int64_t rows) const {
+void Bf16Rows::scale(Type type, const void* x, int64_t stride, const float* s, int64_t to, int64_t rows) const {
   const MicroKernels& kernel = micro_kernels();
   each_part(to, rows, [&](int64_t row, int64_t count, int64_t channel, int64_t channels, uint16_t* y) {
     const void* from = shifted(x, type, (row - to) * stride + channel);
@@ -179,7 +179,7 @@ void PlaneRows::scale(Type type, const void* x, int64_t stride, const float* s, 
   });
 }
 
-void PlaneRows::scale_and_reduce(
+void Bf16Rows::scale_and_reduce(
     Type type, bool relu, const void* x, const void* other, int64_t stride, const float* s, float* sums, int64_t to,
     int64_t rows) const {
   const MicroKernels& kernel = micro_kernels();
@@ -200,14 +200,14 @@ void PlaneRows::scale_and_reduce(
   });
 }
 
-void multiply_planes(
-    Rows& rows, const Packed& b, PlaneRows& a, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
-    const Prepare& prepare) {
+void bf16_gemm(
+    IndirectRows& rows, const PackedWeight& b, Bf16Rows& a, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue, const PackA& pack_a) {
   thread_local AlignedBuffer<float> buffer;
-  const int64_t depth = plane_channels_per_pass(b.form, b.channels), blocks = ceil_div(rows.count(), a.block_rows_);
-  if (b.form == Form::kPairs) {
+  const int64_t kc = bf16_channels_per_pass(b.layout, b.channels), blocks = ceil_div(rows.count(), a.block_rows_);
+  if (b.layout == WeightLayout::kPairs) {
     a.start(0, b.channels);
-    prepare(0, b.channels);
+    pack_a(0, b.channels);
     ApplyEpilogue finish(rows, epilogue);
     float* sums = buffer.get(kLibraryRows * b.width);
     for (int64_t panel = first_panel; panel < last_panel; ++panel) {
@@ -217,7 +217,7 @@ void multiply_planes(
         at::native::cpublas::brgemm(
             count, columns, a.row_stride_, a.row_stride_, b.width, b.width, false,
             reinterpret_cast<const at::BFloat16*>(a.first_ + block * a.block_stride_),
-            reinterpret_cast<const at::BFloat16*>(b.plane_panel(panel)), sums, true);
+            reinterpret_cast<const at::BFloat16*>(b.bf16_panel(panel)), sums, true);
         finish(sums, b.width, first, count, column, columns);
       }
     }
@@ -227,8 +227,8 @@ void multiply_planes(
   }
 #ifdef MEMMOD_AMX
   constexpr int64_t kNoOffset = 0, kBlock = kAmxRows * kAmxColumns;
-  const int64_t panels = last_panel - first_panel, passes = ceil_div(b.channels, depth);
-  const int64_t group = std::clamp<int64_t>(kGroupElements / (depth * a.planes_ * kAmxColumns), 1, panels);
+  const int64_t panels = last_panel - first_panel, passes = ceil_div(b.channels, kc);
+  const int64_t group = std::clamp<int64_t>(kGroupElements / (kc * a.planes_ * kAmxColumns), 1, panels);
   DeferredEpilogue deferred(rows, b, epilogue);
   // Between passes the sums of all blocks; else of one and of the one before it, which waits.
   const int64_t slots = passes > 1 ? panels * blocks : 2;
@@ -245,8 +245,8 @@ void multiply_planes(
                     a.chunk_stride_,
                     &kNoOffset,
                     1,
-                    ceil_div(std::min(depth, b.channels - pass * depth), kAmxChannels),
-                    b.plane_panel(panel) + pass * depth * a.planes_ * kAmxColumns,
+                    ceil_div(std::min(kc, b.channels - pass * kc), kAmxChannels),
+                    b.bf16_panel(panel) + pass * kc * a.planes_ * kAmxColumns,
                     c,
                     pass > 0,
                     deferred.pending()});
@@ -255,11 +255,11 @@ void multiply_planes(
     }
   };
   for (; pass < passes; ++pass) {
-    const int64_t channel = pass * depth, channels = std::min(depth, b.channels - channel);
+    const int64_t channel = pass * kc, channels = std::min(kc, b.channels - channel);
     a.start(channel, channels);
     // All of a task's rows: with each block's on the way of the products of the block before, bf16 backwards take 1.0
     // to 1.15 of the time, whatever the size of the parts.
-    prepare(channel, channels);
+    pack_a(channel, channels);
     start_amx();
     for (int64_t first = first_panel; first < last_panel; first += group) {
       for (int64_t block = 0; block < blocks; ++block) {

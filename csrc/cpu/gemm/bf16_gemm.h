@@ -9,23 +9,26 @@
 #include <cstdint>
 
 #include "gemm/indirect_gemm.h"
-#include "layers/weight_cache.h"
+#include "gemm/pack.h"
 
 namespace memmod::cpu {
 
-// Rows of a task where B is in `form`.
-Grain grain_of(Form form, int64_t channels);
+// The layout for products of this type with so many columns of one tap: from the processor and torch's settings.
+WeightLayout weight_layout(at::ScalarType type, int64_t columns, Direction direction);
+
+// Rows of a task where B is in `layout`.
+Grain grain_of(WeightLayout layout, int64_t channels);
 
 // A thread's copy of the rows of A that a task multiplies, in bf16 planes: the channels of one pass.
-class PlaneRows {
+class Bf16Rows {
  public:
   // Of `count` rows, for the weight b.
-  PlaneRows(const Packed& b, int64_t count);
+  Bf16Rows(const PackedWeight& b, int64_t count);
 
   // Whether a task's rows of bf16 can be read where they are.
-  static bool can_read(const Packed& b);
+  static bool can_read(const PackedWeight& b);
   // Reads them there: rows of `channels` elements. Copies those behind the last whole block.
-  PlaneRows(const void* x, int64_t count, int64_t channels);
+  Bf16Rows(const void* x, int64_t count, int64_t channels);
 
   // The pass's channels from `channel` on; clears what lies behind them. Before the rows of a pass.
   void start(int64_t channel, int64_t channels);
@@ -38,7 +41,7 @@ class PlaneRows {
       int64_t rows) const;
 
  private:
-  friend void multiply_planes(Rows&, const Packed&, PlaneRows&, int64_t, int64_t, const Epilogue&, const Prepare&);
+  friend void bf16_gemm(IndirectRows&, const PackedWeight&, Bf16Rows&, int64_t, int64_t, const Epilogue&, const PackA&);
 
   // The pass's channels of a block's first row.
   const uint16_t* block(int64_t number) const;
@@ -57,11 +60,11 @@ class PlaneRows {
 };
 
 // Channels of A that one pass reads, at most.
-int64_t plane_channels_per_pass(Form form, int64_t channels);
+int64_t bf16_channels_per_pass(WeightLayout layout, int64_t channels);
 
-// rows.out = epilogue(A · B) for panels [first_panel, last_panel) of B. prepare(channel, channels) fills the rows.
-void multiply_planes(
-    Rows& rows, const Packed& b, PlaneRows& a, int64_t first_panel, int64_t last_panel, const Epilogue& epilogue,
-    const Prepare& prepare);
+// rows.out = epilogue(A · B) for panels [first_panel, last_panel) of B. pack_a(channel, channels) fills the rows.
+void bf16_gemm(
+    IndirectRows& rows, const PackedWeight& b, Bf16Rows& a, int64_t first_panel, int64_t last_panel,
+    const Epilogue& epilogue, const PackA& pack_a);
 
 }  // namespace memmod::cpu

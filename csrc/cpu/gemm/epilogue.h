@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "gemm/indirect_rows.h"
-#include "layers/weight_cache.h"
+#include "gemm/pack.h"
 #include "micro/amx.h"
 #include "micro/microkernels.h"
 
@@ -36,7 +36,7 @@ inline MicroTile micro_tile(const Epilogue& epilogue) {
 // results, from sums [count][stride].
 class ApplyEpilogue {
  public:
-  ApplyEpilogue(Rows& rows, const Epilogue& epilogue)
+  ApplyEpilogue(IndirectRows& rows, const Epilogue& epilogue)
       : rows_(rows),
         epilogue_(epilogue),
         tile_(micro_tile(epilogue)),
@@ -96,7 +96,7 @@ class ApplyEpilogue {
     }
   }
 
-  Rows& rows_;
+  IndirectRows& rows_;
   const Epilogue& epilogue_;
   MicroTile tile_;
   void (*const (&kernels_)[kMaxMr])(const MicroTile&);
@@ -107,7 +107,7 @@ class ApplyEpilogue {
 // features: the product alone 720 µs, with blocks finished one later as a whole 1,150, row by row on the way 930.
 class DeferredEpilogue {
  public:
-  DeferredEpilogue(Rows& rows, const Packed& b, const Epilogue& epilogue)
+  DeferredEpilogue(IndirectRows& rows, const PackedWeight& b, const Epilogue& epilogue)
       : rows_(rows), b_(b), finish_(rows, epilogue) {
   }
 
@@ -130,8 +130,8 @@ class DeferredEpilogue {
   }
 
  private:
-  Rows& rows_;
-  const Packed& b_;
+  IndirectRows& rows_;
+  const PackedWeight& b_;
   ApplyEpilogue finish_;
   PendingEpilogue pending_;
 };

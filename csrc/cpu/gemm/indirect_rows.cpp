@@ -7,7 +7,7 @@
 
 namespace memmod::cpu {
 
-void Rows::reset(int64_t count) {
+void IndirectRows::reset(int64_t count) {
   ahead_.clear();
   count_ = count;
   tiles_ = ceil_div(count, micro_kernels().mr);
@@ -21,7 +21,7 @@ void Rows::reset(int64_t count) {
   gates.resize(count);
 }
 
-RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
+PackedRows::PackedRows(IndirectRows& rows, int64_t channels) : rows_(rows) {
   const MicroKernels& kernel = micro_kernels();
   thread_local std::vector<float> buffer;
   tile_size_ = ceil_div(channels_per_pass(channels), kernel.lanes) * step();
@@ -36,15 +36,15 @@ RowCopy::RowCopy(Rows& rows, int64_t channels) : rows_(rows) {
   }
 }
 
-int64_t RowCopy::step() const {
+int64_t PackedRows::step() const {
   return micro_kernels().mr * micro_kernels().lanes;
 }
 
-int64_t RowCopy::row_stride() const {
+int64_t PackedRows::row_stride() const {
   return micro_kernels().lanes;
 }
 
-int64_t RowCopy::first_tile(int64_t row) const {
+int64_t PackedRows::first_tile(int64_t row) const {
   int64_t tile = row / micro_kernels().mr;
   while (rows_.tile_start(tile + 1) <= row) {
     ++tile;

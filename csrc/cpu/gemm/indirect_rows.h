@@ -11,7 +11,7 @@
 namespace memmod::cpu {
 
 // The rows of one task. Reused from task to task by a thread: buffers keep their size.
-class Rows {
+class IndirectRows {
  public:
   // Splits `count` rows into tiles of nearly the same size.
   void reset(int64_t count);
@@ -35,7 +35,7 @@ class Rows {
     return ahead_;
   }
 
-  // One entry per row: where A has it, and where its results go. `kept` and `gates` are used if the call of multiply
+  // One entry per row: where A has it, and where its results go. `kept` and `gates` are used if the product
   // says so.
   std::vector<const float*> a;
   std::vector<void*> out, kept;
@@ -50,12 +50,12 @@ class Rows {
 // Channels of A that one pass over a task's rows reads, at most.
 int64_t channels_per_pass(int64_t channels);
 
-// A thread's copy of the rows of A that a task multiplies, in the order in which a tile reads them: the rows of a tile
-// side by side, a vector of channels of each. It holds the channels of one pass.
-class RowCopy {
+// A thread's copy of the rows of A that a task multiplies, in the order in which a micro-kernel reads them: the rows of
+// a tile side by side, a vector of channels of each. It holds the channels of one pass.
+class PackedRows {
  public:
   // Has `rows` point to a copy of `channels` channels.
-  RowCopy(Rows& rows, int64_t channels);
+  PackedRows(IndirectRows& rows, int64_t channels);
 
   int64_t step() const;
 
@@ -76,12 +76,12 @@ class RowCopy {
  private:
   int64_t first_tile(int64_t row) const;
 
-  const Rows& rows_;
+  const IndirectRows& rows_;
   int64_t tile_size_;
   float* buffer_;
 };
 
 // Fills a copy of A's rows with some channels before they are read.
-using Prepare = c10::function_ref<void(int64_t channel, int64_t channels)>;
+using PackA = c10::function_ref<void(int64_t channel, int64_t channels)>;
 
 }  // namespace memmod::cpu

@@ -16,6 +16,7 @@
 #include "gemm/bf16_gemm.h"
 #include "layers/layers.h"
 #include "layers/linear.h"
+#include "layers/weight_cache.h"
 
 namespace memmod::cpu {
 namespace {
@@ -32,7 +33,7 @@ Path path_of(const at::Tensor& images, at::IntArrayRef weight, const ConvOptions
   }
   if (options.groups != 1) {
     const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % micro_kernels().lanes == 0 &&
-                           weight[2] * weight[3] <= kChain;
+                           weight[2] * weight[3] <= kKBlock;
     return images.scalar_type() == at::kFloat && depthwise ? Path::kDirect : Path::kLibrary;
   }
   const bool pointwise = weight[2] == 1 && weight[3] == 1 && options.stride == std::array<int64_t, 2>{1, 1} &&
@@ -171,10 +172,11 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const bool save_ungated = modulation.gate == Gate::kIdentity;
   const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
   const bool amx = path == Path::kDirect && amx_serves(shape);
-  const Form form = path == Path::kLinear ? form_of(weight.scalar_type(), weight.size(0), Direction::kForward)
-                    : amx                 ? Form::kSplitAmx
-                                          : Form::kTiles;
-  const Packed packed_weight = packed(weight, Direction::kForward, form);
+  const WeightLayout layout = path == Path::kLinear
+                                  ? weight_layout(weight.scalar_type(), weight.size(0), Direction::kForward)
+                              : amx ? WeightLayout::kAmxBf16x3
+                                    : WeightLayout::kPanels;
+  const PackedWeight packed = packed_weight(weight, Direction::kForward, layout);
   if (path == Path::kLinear) {
     LinearForward layer;
     layer.x = MatrixView(images, x.size(1));
@@ -187,7 +189,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     layer.out = selected.output_gates();
     layer.in = selected.input_gates();
     layer.per_sample = layer.x.rows / samples;
-    run(layer, packed_weight);
+    run(layer, packed);
     return {y, kept};
   }
   const ConvForward layer{
@@ -201,7 +203,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
       selected.output_gates(),
       selected.input_gates(),
       x.size(0) / samples};
-  amx ? run_amx(layer, shape, packed_weight) : run(layer, shape, packed_weight);
+  amx ? run_amx(layer, shape, packed) : run(layer, shape, packed);
   return {y, kept};
 }
 
@@ -240,12 +242,12 @@ Gradients conv2d_backward(
   std::optional<ClassSums> sums;
   if (path == Path::kLinear) {
     dx = at::empty(x_shape, contents);
-    const Form form = form_of(weight->scalar_type(), x_shape[1], Direction::kBackward);
+    const WeightLayout layout = weight_layout(weight->scalar_type(), x_shape[1], Direction::kBackward);
     LinearBackward layer;
     layer.dy = MatrixView(rows, dy.size(1));
     layer.dx = MatrixView(dx, x_shape[1]);
     layer.tasks =
-        row_tasks(layer.dy.rows, layer.dy.rows / samples, 2 * x_shape[1] * dy.size(1), grain_of(form, dy.size(1)));
+        row_tasks(layer.dy.rows, layer.dy.rows / samples, 2 * x_shape[1] * dy.size(1), grain_of(layout, dy.size(1)));
     layer.out = selected.output_gates();
     layer.relu = modulation.relu;
     layer.saved = factors.defined() ? MatrixView(factors, dy.size(1)) : MatrixView();
@@ -253,7 +255,7 @@ Gradients conv2d_backward(
       sums.emplace(selected.slots, dy.size(1), layer.tasks.samples());
       layer.output_sums = &*sums;
     }
-    run(layer, packed(*weight, Direction::kBackward, form));
+    run(layer, packed_weight(*weight, Direction::kBackward, layout));
   } else if (path == Path::kDirect) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
@@ -272,9 +274,9 @@ Gradients conv2d_backward(
         need_dmemory ? &*sums : nullptr,
         x_shape[0] / samples};
     if (amx) {
-      run_amx(layer, shape, packed(*weight, Direction::kBackward, Form::kSplitAmx));
+      run_amx(layer, shape, packed_weight(*weight, Direction::kBackward, WeightLayout::kAmxBf16x3));
     } else {
-      run(layer, shape, packed(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
+      run(layer, shape, packed_weight(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
     }
   } else {
     const Tail tail(channels_of(rows, 1), samples);

@@ -17,12 +17,13 @@
 #include "gemm/bf16_gemm.h"
 #include "gemm/indirect_gemm.h"
 #include "layers/layers.h"
+#include "layers/weight_cache.h"
 
 namespace memmod::cpu {
 namespace {
 
-Rows& thread_rows() {
-  thread_local Rows rows;
+IndirectRows& thread_rows() {
+  thread_local IndirectRows rows;
   return rows;
 }
 
@@ -42,24 +43,25 @@ constexpr Tap kOneTap{0, 0};
 
 // Rows of the task that the thread probably takes next. 64 → 256 features of 25,088 rows, forward and backward: 0.90 of
 // the time without it (4 runs: 0.85 to 0.93); layers with more arithmetic per element: the same.
-void fetch_ahead(Rows& rows, const Partition& parts, int64_t task, const MatrixView& matrix) {
+void fetch_ahead(IndirectRows& rows, const Partition& parts, int64_t task, const MatrixView& matrix) {
   const int64_t next = task / parts.column_parts + at::get_num_threads();
   if (matrix && parts.column_parts == 1 && next < parts.row_parts) {
     rows.fetch_ahead(matrix.at(parts.row_start(matrix.rows, next)), matrix.at(parts.row_start(matrix.rows, next + 1)));
   }
 }
 
-Partition partition_of(int64_t rows, const Packed& weight) {
-  return partition(rows, weight.panels(), 2 * weight.channels * weight.columns, grain_of(weight.form, weight.channels));
+Partition partition_of(int64_t rows, const PackedWeight& weight) {
+  return partition(
+      rows, weight.panels(), 2 * weight.channels * weight.columns, grain_of(weight.layout, weight.channels));
 }
 
-bool worth_threads(int64_t rows, const Packed& weight) {
+bool worth_threads(int64_t rows, const PackedWeight& weight) {
   return 2 * rows * weight.channels * weight.columns > kSerialOperations;
 }
 
 }  // namespace
 
-void run(const LinearForward& layer, const Packed& weight) {
+void run(const LinearForward& layer, const PackedWeight& weight) {
   const MicroKernels& kernel = micro_kernels();
   const int64_t total = layer.x.rows, inputs = layer.x.columns;
   const Partition parts = partition_of(total, weight);
@@ -70,7 +72,7 @@ void run(const LinearForward& layer, const Packed& weight) {
       layer.save_ungated, layer.relu};
   for_each_task(parts.tasks(), worth_threads(total, weight), [&](int64_t task) {
     const Share share = share_of(parts, total, weight.panels(), task);
-    Rows& rows = thread_rows();
+    IndirectRows& rows = thread_rows();
     rows.reset(share.last_row - share.first_row);
     for (int64_t row = 0; row < rows.count(); ++row) {
       rows.a[row] = static_cast<const float*>(layer.x.at(share.first_row + row));
@@ -82,30 +84,30 @@ void run(const LinearForward& layer, const Packed& weight) {
         std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.out->row_or_ones(sample));
       });
     }
-    if (weight.form != Form::kTiles) {
-      if (layer.in == nullptr && PlaneRows::can_read(weight)) {
-        PlaneRows planes(layer.x.at(share.first_row), rows.count(), inputs);
-        multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, [](int64_t, int64_t) {});
+    if (weight.layout != WeightLayout::kPanels) {
+      if (layer.in == nullptr && Bf16Rows::can_read(weight)) {
+        Bf16Rows bf16_rows(layer.x.at(share.first_row), rows.count(), inputs);
+        bf16_gemm(rows, weight, bf16_rows, share.first_panel, share.last_panel, epilogue, [](int64_t, int64_t) {});
         return;
       }
-      PlaneRows planes(weight, rows.count());
+      Bf16Rows bf16_rows(weight, rows.count());
       const auto fill = [&](int64_t channel, int64_t) {
         samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
           const float* s = layer.in != nullptr ? layer.in->row(sample) : nullptr;
-          planes.scale(
+          bf16_rows.scale(
               layer.x.type, layer.x.at(row, channel), inputs, s == nullptr ? nullptr : s + channel,
               row - share.first_row, count);
         });
       };
-      multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, Prepare(fill));
+      bf16_gemm(rows, weight, bf16_rows, share.first_panel, share.last_panel, epilogue, PackA(fill));
       return;
     }
     fetch_ahead(rows, parts, task, layer.x);
     if (!copies) {
-      multiply(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue);
+      indirect_gemm(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue);
       return;
     }
-    const RowCopy copy(rows, inputs);
+    const PackedRows copy(rows, inputs);
     const auto widen = [&](int64_t channel, int64_t channels) {
       samples.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t first, int64_t count) {
         const float* s = layer.in != nullptr ? layer.in->row(sample) : nullptr;
@@ -117,20 +119,20 @@ void run(const LinearForward& layer, const Packed& weight) {
         });
       });
     };
-    const Prepare prepare(widen);
-    multiply(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue, &prepare);
+    const PackA pack_a(widen);
+    indirect_gemm(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue, &pack_a);
   });
 }
 
 namespace {
 
 // The rows of dx of one task, by a weight in planes.
-void by_planes(
-    const LinearBackward& layer, const Packed& weight, const Share& share, int64_t row_task, Rows& rows,
+void by_bf16_gemm(
+    const LinearBackward& layer, const PackedWeight& weight, const Share& share, int64_t row_task, IndirectRows& rows,
     const Epilogue& epilogue) {
   const int64_t units = layer.dy.columns;
   const bool sums = layer.output_sums != nullptr && share.first_panel == 0;
-  PlaneRows planes(weight, rows.count());
+  Bf16Rows bf16_rows(weight, rows.count());
   const auto fill = [&](int64_t channel, int64_t) {
     layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t row, int64_t count) {
       const int64_t to = row - share.first_row;
@@ -140,21 +142,21 @@ void by_planes(
         sum = unread_sums(units);
       }
       if (sum != nullptr) {
-        planes.scale_and_reduce(
+        bf16_rows.scale_and_reduce(
             layer.dy.type, layer.relu, dy, layer.saved.at(row, channel), units,
             layer.out->row_or_ones(sample) + channel, sum + channel, to, count);
       } else {
         const float* s = layer.out != nullptr ? layer.out->row(sample) : nullptr;
-        planes.scale(layer.dy.type, dy, units, s == nullptr ? nullptr : s + channel, to, count);
+        bf16_rows.scale(layer.dy.type, dy, units, s == nullptr ? nullptr : s + channel, to, count);
       }
     });
   };
-  multiply_planes(rows, weight, planes, share.first_panel, share.last_panel, epilogue, Prepare(fill));
+  bf16_gemm(rows, weight, bf16_rows, share.first_panel, share.last_panel, epilogue, PackA(fill));
 }
 
 }  // namespace
 
-void run(const LinearBackward& layer, const Packed& weight) {
+void run(const LinearBackward& layer, const PackedWeight& weight) {
   const MicroKernels& kernel = micro_kernels();
   const int64_t total = layer.dy.rows, units = layer.dy.columns, inputs = layer.dx.columns;
   const Partition parts = partition_of(total, weight);
@@ -168,7 +170,7 @@ void run(const LinearBackward& layer, const Packed& weight) {
     const Share share = share_of(parts, total, weight.panels(), task);
     const int64_t row_task = task / parts.column_parts;
     const bool sums = layer.output_sums != nullptr && share.first_panel == 0;
-    Rows& rows = thread_rows();
+    IndirectRows& rows = thread_rows();
     rows.reset(share.last_row - share.first_row);
     for (int64_t row = 0; row < rows.count(); ++row) {
       rows.a[row] = static_cast<const float*>(layer.dy.at(share.first_row + row));
@@ -180,12 +182,12 @@ void run(const LinearBackward& layer, const Packed& weight) {
         std::fill_n(rows.gates.begin() + (row - share.first_row), count, layer.in->row_or_ones(sample));
       });
     }
-    if (weight.form != Form::kTiles) {
-      by_planes(layer, weight, share, row_task, rows, epilogue);
+    if (weight.layout != WeightLayout::kPanels) {
+      by_bf16_gemm(layer, weight, share, row_task, rows, epilogue);
     } else if (copies) {
       fetch_ahead(rows, parts, task, layer.dy);
       fetch_ahead(rows, parts, task, layer.saved);
-      const RowCopy copy(rows, units);
+      const PackedRows copy(rows, units);
       const auto gate = [&](int64_t channel, int64_t channels) {
         layer.tasks.each_sample(share.first_row, share.last_row, [&](int64_t sample, int64_t first, int64_t count) {
           const float* s = layer.relu             ? layer.out->row_or_ones(sample)
@@ -216,11 +218,11 @@ void run(const LinearBackward& layer, const Packed& weight) {
           });
         });
       };
-      const Prepare prepare(gate);
-      multiply(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue, &prepare);
+      const PackA pack_a(gate);
+      indirect_gemm(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue, &pack_a);
     } else {
       fetch_ahead(rows, parts, task, layer.dy);
-      multiply(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue);
+      indirect_gemm(rows, weight, kOneTap, share.first_panel, share.last_panel, epilogue);
     }
     if (layer.input_sums == nullptr) {
       return;
@@ -333,7 +335,8 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   if (keeps) {
     layer.kept = MatrixView(kept, units);
   }
-  run(layer, packed(weight, Direction::kForward, form_of(weight.scalar_type(), units, Direction::kForward)));
+  run(layer,
+      packed_weight(weight, Direction::kForward, weight_layout(weight.scalar_type(), units, Direction::kForward)));
   return {y, kept};
 }
 
@@ -366,7 +369,7 @@ Gradients linear_backward(
   const Selected selected(modulation, product || needs_dz || need_dmemory, true);
   const RowTasks tasks = row_tasks(
       rows.size(0), rows.size(0) / selected.selection.samples(), 2 * inputs * units,
-      grain_of(tiles ? form_of(dy.scalar_type(), inputs, Direction::kBackward) : Form::kTiles, units));
+      grain_of(tiles ? weight_layout(dy.scalar_type(), inputs, Direction::kBackward) : WeightLayout::kPanels, units));
   const auto ranges = tasks.samples();
   std::optional<ClassSums> output_sums, input_sums;
   const at::Tensor saved_rows = need_dmemory || modulation.relu ? as_rows(*saved) : at::Tensor();
@@ -410,7 +413,9 @@ Gradients linear_backward(
         layer.input_sums = &*input_sums;
       }
       layer.tasks = tasks;
-      run(layer, packed(*weight, Direction::kBackward, form_of(weight->scalar_type(), inputs, Direction::kBackward)));
+      run(layer,
+          packed_weight(
+              *weight, Direction::kBackward, weight_layout(weight->scalar_type(), inputs, Direction::kBackward)));
     } else {
       at::Tensor dx_rows = dx.view({-1, inputs});
       at::mm_out(dx_rows, dz, *weight);

@@ -3,7 +3,7 @@
 
 #include "gates/gated_rows.h"
 #include "gates/gates.h"
-#include "layers/weight_cache.h"
+#include "gemm/pack.h"
 
 namespace memmod::cpu {
 
@@ -18,7 +18,7 @@ struct LinearForward {
 };
 
 // weight: packed forward.
-void run(const LinearForward& layer, const Packed& weight);
+void run(const LinearForward& layer, const PackedWeight& weight);
 
 // dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
 struct LinearBackward {
@@ -35,6 +35,6 @@ struct LinearBackward {
 };
 
 // weight: packed backward.
-void run(const LinearBackward& layer, const Packed& weight);
+void run(const LinearBackward& layer, const PackedWeight& weight);
 
 }  // namespace memmod::cpu

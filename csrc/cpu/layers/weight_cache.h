@@ -1,52 +1,17 @@
-// Weights in the order in which the tiles read them, kept while a weight does not change.
+// Packed weights, kept while a weight does not change.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
 
+#include "gemm/pack.h"
+
 namespace memmod::cpu {
 
-// How the tasks of a product read its right operand B.
-enum class Form {
-  kTiles,     // fp32 [panels][taps][channels][width], zeros behind the last column
-  kPairs,     // one tap of bf16 [panels][channels / 2][width][2]
-  kAmx,       // bf16 [panels][taps][channels / 32][2][16][16][2]: tiles of 16 pairs of channels by 16 columns
-  kSplitAmx,  // fp32 in three planes of bf16: [panels][taps][channels / 32][3][2][16][16][2]
-};
-
-// All but tiles are padded with zeros to whole pairs or tiles, and have one plane of bf16 or three: see bf16_gemm.h.
-struct Packed {
-  at::Tensor storage;
-  int64_t taps = 0, channels = 0, columns = 0, width = 0;
-  Form form = Form::kTiles;
-
-  int64_t panels() const {
-    return (columns + width - 1) / width;
-  }
-  const float* panel(int64_t index) const {
-    return storage.const_data_ptr<float>() + index * taps * channels * width;
-  }
-  const uint16_t* plane_panel(int64_t index) const {
-    const auto* data = static_cast<const uint16_t*>(storage.const_data_ptr());
-    return data + index * (storage.numel() / panels());
-  }
-};
-
-inline int64_t planes_of(Form form) {
-  return form == Form::kSplitAmx ? 3 : 1;
-}
-
-// kForward: channels are the layer's inputs, columns its units; kBackward: the other way round, and the taps in reverse
-// order, in which a convolution's gradient reads the images forwards.
-enum class Direction { kForward, kBackward };
-
-// The form for products of this type with so many columns of one tap: from the processor and torch's settings.
-Form form_of(at::ScalarType type, int64_t columns, Direction direction);
-
-// weight: [O, I] or [O, I, kh, kw], fp32, bf16 or fp16. Packed anew if the weight's storage or version has changed
-// since the last call; kept until then, or until the weight is freed. form: kTiles, or the form_of the product.
-Packed packed(const at::Tensor& weight, Direction direction, Form form = Form::kTiles);
+// pack(…), again only if the weight's storage or version has changed since the last call; kept until then, or until the
+// weight is freed.
+PackedWeight packed_weight(const at::Tensor& weight, Direction direction, WeightLayout layout = WeightLayout::kPanels);
 
 // Bytes that are kept for all weights.
 int64_t packed_bytes();
