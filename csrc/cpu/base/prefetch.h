@@ -11,7 +11,7 @@ namespace memmod::cpu {
 constexpr int64_t kLine = 64;
 
 // Fetches [first, last), as far as `lines` go, and returns where it stopped.
-inline const char* fetch_lines(const char* first, const char* last, int64_t lines) {
+inline const char* prefetch_lines(const char* first, const char* last, int64_t lines) {
   for (; lines > 0 && first < last; first += kLine, --lines) {
     __builtin_prefetch(first, 0, 2);
   }
@@ -19,9 +19,9 @@ inline const char* fetch_lines(const char* first, const char* last, int64_t line
 }
 
 // A few lines with every call of step(), so that `calls` of them fetch all regions.
-class FetchAhead {
+class Prefetcher {
  public:
-  FetchAhead(std::vector<std::pair<const char*, const char*>>& regions, int64_t calls) : regions_(regions) {
+  Prefetcher(std::vector<std::pair<const char*, const char*>>& regions, int64_t calls) : regions_(regions) {
     int64_t bytes = 0;
     for (const auto& [first, last] : regions) {
       bytes += last - first;
@@ -32,7 +32,7 @@ class FetchAhead {
   void step() {
     for (int64_t left = lines_; left > 0 && !regions_.empty();) {
       auto& [at, last] = regions_.back();
-      const char* reached = fetch_lines(at, last, left);
+      const char* reached = prefetch_lines(at, last, left);
       left -= (reached - at) / kLine;
       at = reached;
       if (at >= last) {

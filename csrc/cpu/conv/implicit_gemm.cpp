@@ -5,7 +5,14 @@
 #include <vector>
 
 #include "base/aligned_buffer.h"
+#include "base/parallel.h"
+#include "base/partition.h"
+#include "base/runs.h"
+#include "gates/gated_rows.h"
+#include "gemm/epilogue.h"
 #include "gemm/indirect_gemm.h"
+#include "gemm/indirect_rows.h"
+#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 namespace {
@@ -216,7 +223,7 @@ void run(const ConvForward& layer, const ConvShape& shape, const PackedWeight& w
   });
 }
 
-Bands::Bands(const ConvShape& shape) : images_(shape.images), groups_(shape.images), bands_(1) {
+ImageTiling::ImageTiling(const ConvShape& shape) : images_(shape.images), groups_(shape.images), bands_(1) {
   const int64_t elements = kBandElements * (shape.depthwise() ? kDepthwiseShare : 1);
   const int64_t row = shape.out_width * shape.units;
   const int64_t halo = (shape.kernel_height - 1) * shape.options.dilation[0] / shape.options.stride[0];
@@ -231,7 +238,7 @@ Bands::Bands(const ConvShape& shape) : images_(shape.images), groups_(shape.imag
   groups_ = std::max(ceil_div(images_, together), std::min(images_, kSharedTasks));
 }
 
-std::vector<std::pair<int64_t, int64_t>> Bands::samples(int64_t images_per_sample) const {
+std::vector<std::pair<int64_t, int64_t>> ImageTiling::samples(int64_t images_per_sample) const {
   std::vector<std::pair<int64_t, int64_t>> ranges;
   ranges.reserve(tasks());
   for (int64_t task = 0; task < tasks(); ++task) {
@@ -283,17 +290,17 @@ int64_t first_of_phase(int64_t low, int64_t phase, int64_t stride) {
 
 void run(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
-  const Bands bands(shape);
+  const ImageTiling tiling(shape);
   const int64_t row_size = shape.out_width * shape.units;
   const int64_t reach_y = (shape.kernel_height - 1) * dilation[0], reach_x = (shape.kernel_width - 1) * dilation[1];
   // What the taps of dx's pixels read, and all of dz.
   const int64_t left = std::min<int64_t>(0, floor_div(padding[1] - reach_x, stride[1]));
   const int64_t right = std::max(shape.out_width, floor_div(shape.width - 1 + padding[1], stride[1]) + 1);
   const std::vector<Phase> phases = phases_of(shape, right - left);
-  for_each_task(bands.tasks(), worth_threads(shape), [&](int64_t task) {
-    const int64_t first_image = bands.first_image(task), images = bands.last_image(task) - first_image;
-    const auto [top, bottom] = bands.band(task, shape.height);
-    const auto [own_top, own_bottom] = bands.band(task, shape.out_height);
+  for_each_task(tiling.tasks(), worth_threads(shape), [&](int64_t task) {
+    const int64_t first_image = tiling.first_image(task), images = tiling.last_image(task) - first_image;
+    const auto [top, bottom] = tiling.band(task, shape.height);
+    const auto [own_top, own_bottom] = tiling.band(task, shape.out_height);
     const int64_t first_read = floor_div(top + padding[0] - reach_y, stride[0]);
     const int64_t last_read = floor_div(bottom - 1 + padding[0], stride[0]) + 1;
     const Window window{std::min(first_read, own_top), left, std::max(last_read, own_bottom), right};

@@ -2,31 +2,14 @@
 // around the images.
 #pragma once
 
-#include "gates/gated_rows.h"
+#include "base/partition.h"
+#include "conv/conv_shape.h"
 #include "gates/gates.h"
+#include "gemm/epilogue.h"
 #include "gemm/indirect_gemm.h"
 #include "gemm/pack.h"
-#include "layers/layers.h"
 
 namespace memmod::cpu {
-
-// x [N, H, W, I] and y [N, OH, OW, O] in memory order, fp32.
-struct ConvShape {
-  int64_t images, height, width, inputs, out_height, out_width, units, kernel_height, kernel_width;
-  ConvOptions options;
-
-  int64_t taps() const {
-    return kernel_height * kernel_width;
-  }
-  // One input channel for each unit; otherwise all for all.
-  bool depthwise() const {
-    return options.groups > 1;
-  }
-  // Of a pixel of y.
-  int64_t operations() const {
-    return 2 * units * (inputs / options.groups) * taps();
-  }
-};
 
 // y = s ⊙ (conv(x, W) + b), or the bias behind the gate, with x gated by `in` before. gates: null for none; image n
 // belongs to sample n / images_per_sample. kept: null, or takes the gated part (save_ungated: what the gate
@@ -58,10 +41,10 @@ struct ConvBackward {
 };
 
 // How the tasks of a backward share the images: whole images, or bands of their rows.
-class Bands {
+class ImageTiling {
  public:
-  explicit Bands(const ConvShape& shape);
-  Bands(int64_t images, int64_t groups, int64_t bands) : images_(images), groups_(groups), bands_(bands) {
+  explicit ImageTiling(const ConvShape& shape);
+  ImageTiling(int64_t images, int64_t groups, int64_t bands) : images_(images), groups_(groups), bands_(bands) {
   }
 
   int64_t tasks() const {

@@ -9,10 +9,18 @@
 #include <vector>
 
 #include "base/aligned_buffer.h"
+#include "base/parallel.h"
+#include "base/partition.h"
+#include "base/runs.h"
+#include "conv/conv_shape.h"
+#include "gates/gated_rows.h"
 #include "gemm/epilogue.h"
 #include "gemm/indirect_gemm.h"
+#include "gemm/indirect_rows.h"
+#include "gemm/pack.h"
 #include "micro/amx.h"
 #include "micro/cpu_features.h"
+#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 namespace {
@@ -34,7 +42,7 @@ struct Plan {
   int64_t images, height, width, channels;  // what is read
   int64_t out_height, out_width, columns;
   int64_t kernel_height, kernel_width, dilation_y, dilation_x, pad_y, pad_x;
-  Bands bands{images, 1, 1};
+  ImageTiling tiling{images, 1, 1};
   int64_t column_parts = 1;
 
   int64_t reach_y() const {
@@ -57,7 +65,7 @@ struct Plan {
 
   // The rows of what is read whose sums a row task makes: all of them are among those that it reads.
   std::pair<int64_t, int64_t> own_rows(int64_t row_task) const {
-    const auto [top, bottom] = bands.band(row_task, out_height);
+    const auto [top, bottom] = tiling.band(row_task, out_height);
     const int64_t shift = reach_y() / 2 - pad_y;
     return {
         top == 0 ? 0 : std::clamp<int64_t>(top + shift, 0, height),
@@ -82,7 +90,7 @@ struct Plan {
     while (per_image == 1 && groups * column_parts < kSharedTasks && groups < images) {
       groups = std::min(2 * groups, images);
     }
-    bands = Bands(images, groups, per_image);
+    tiling = ImageTiling(images, groups, per_image);
   }
 };
 
@@ -104,7 +112,7 @@ Plan backward_plan(const ConvShape& s) {
   return plan;
 }
 
-bool serves(const ConvShape& shape, const Plan& plan) {
+bool supports(const ConvShape& shape, const Plan& plan) {
   return isa() == Isa::kAmx && shape.options.stride == std::array<int64_t, 2>{1, 1} && plan.pad_y >= 0 &&
          plan.pad_x >= 0 && plan.padding() <= kMostPadding;
 }
@@ -248,25 +256,25 @@ void multiply_copy(
 
 }  // namespace
 
-bool amx_serves(const ConvShape& shape) {
-  return !shape.depthwise() && serves(shape, forward_plan(shape));
+bool amx_supports(const ConvShape& shape) {
+  return !shape.depthwise() && supports(shape, forward_plan(shape));
 }
 
-bool amx_serves_backward(const ConvShape& shape) {
-  return !shape.depthwise() && serves(shape, backward_plan(shape));
+bool amx_supports_backward(const ConvShape& shape) {
+  return !shape.depthwise() && supports(shape, backward_plan(shape));
 }
 
 std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& shape, int64_t images_per_sample) {
-  return backward_plan(shape).bands.samples(images_per_sample);
+  return backward_plan(shape).tiling.samples(images_per_sample);
 }
 
 void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const Plan plan = forward_plan(shape);
   const Epilogue epilogue = epilogue_of(layer);
-  for_each_task(plan.bands.tasks() * plan.column_parts, true, [&](int64_t task) {
-    const int64_t row_task = task / plan.column_parts, first_image = plan.bands.first_image(row_task);
-    const int64_t images = plan.bands.last_image(row_task) - first_image;
-    const auto [top, bottom] = plan.bands.band(row_task, plan.out_height);
+  for_each_task(plan.tiling.tasks() * plan.column_parts, true, [&](int64_t task) {
+    const int64_t row_task = task / plan.column_parts, first_image = plan.tiling.first_image(row_task);
+    const int64_t images = plan.tiling.last_image(row_task) - first_image;
+    const auto [top, bottom] = plan.tiling.band(row_task, plan.out_height);
     const Copy copy(plan, images, bottom - top);
     for (int64_t image = 0; image < images; ++image) {
       const float* x = layer.x + (first_image + image) * shape.height * shape.width * shape.inputs;
@@ -293,10 +301,10 @@ void run_amx(const ConvBackward& layer, const ConvShape& shape, const PackedWeig
   const Plan plan = backward_plan(shape);
   const MicroKernels& kernel = micro_kernels();
   const auto reduce = layer.relu ? kernel.reduce_split_relu_bf16x3 : kernel.reduce_split_bf16x3;
-  for_each_task(plan.bands.tasks() * plan.column_parts, true, [&](int64_t task) {
-    const int64_t row_task = task / plan.column_parts, first_image = plan.bands.first_image(row_task);
-    const int64_t images = plan.bands.last_image(row_task) - first_image;
-    const auto [top, bottom] = plan.bands.band(row_task, plan.out_height);
+  for_each_task(plan.tiling.tasks() * plan.column_parts, true, [&](int64_t task) {
+    const int64_t row_task = task / plan.column_parts, first_image = plan.tiling.first_image(row_task);
+    const int64_t images = plan.tiling.last_image(row_task) - first_image;
+    const auto [top, bottom] = plan.tiling.band(row_task, plan.out_height);
     const auto [own_top, own_bottom] = plan.own_rows(row_task);
     const bool counts = layer.sums != nullptr && task % plan.column_parts == 0;
     const Copy copy(plan, images, bottom - top);

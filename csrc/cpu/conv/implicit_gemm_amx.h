@@ -1,13 +1,15 @@
 // fp32 convolutions of channels_last images with stride 1 by AMX: see gemm/bf16_gemm.h for how fp32 becomes bf16.
 #pragma once
 
+#include "conv/conv_shape.h"
 #include "conv/implicit_gemm.h"
+#include "gemm/pack.h"
 
 namespace memmod::cpu {
 
 // Whether AMX is expected to take less time than the tiles: from the shape only.
-bool amx_serves(const ConvShape& shape);
-bool amx_serves_backward(const ConvShape& shape);
+bool amx_supports(const ConvShape& shape);
+bool amx_supports_backward(const ConvShape& shape);
 
 void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
 void run_amx(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 
+#include "base/matrix_view.h"
+#include "base/parallel.h"
+#include "base/partition.h"
 #include "micro/microkernels.h"
 
 namespace memmod::cpu {
@@ -29,7 +32,7 @@ Channels channels_of(const at::Tensor& t, int64_t dim) {
   return shape;
 }
 
-Tail::Tail(const Channels& shape, int64_t samples)
+Elementwise::Elementwise(const Channels& shape, int64_t samples)
     : shape_(shape),
       per_sample_(shape.outer / samples),
       rows_(
@@ -38,11 +41,11 @@ Tail::Tail(const Channels& shape, int64_t samples)
               : RowTasks{shape.outer, per_sample_, shape.outer}) {
 }
 
-std::vector<std::pair<int64_t, int64_t>> Tail::samples() const {
+std::vector<std::pair<int64_t, int64_t>> Elementwise::samples() const {
   return rows_.samples();
 }
 
-void Tail::run(
+void Elementwise::run(
     const at::Tensor& x, const at::Tensor& y, const at::Tensor& other, const Gates* gates, ClassSums* sums) const {
   if (shape_.inner != 1) {
     return run_lines(x, y, other, gates, sums);
@@ -55,7 +58,7 @@ void Tail::run(
   }
 }
 
-void Tail::run_lines(
+void Elementwise::run_lines(
     const at::Tensor& x, const at::Tensor& y, const at::Tensor& other, const Gates* gates, ClassSums* sums) const {
   const MicroKernels& kernel = micro_kernels();
   const int64_t channels = shape_.channels, inner = shape_.inner;

@@ -24,9 +24,9 @@ bool has_channels(const at::Tensor& t, int64_t dim);
 Channels channels_of(const at::Tensor& t, int64_t dim);
 
 // How tasks share a tensor, and which sums they make.
-class Tail {
+class Elementwise {
  public:
-  Tail(const Channels& shape, int64_t samples);
+  Elementwise(const Channels& shape, int64_t samples);
 
   // The samples of each task, for ClassSums.
   std::vector<std::pair<int64_t, int64_t>> samples() const;

@@ -1,5 +1,9 @@
 #include "gates/gated_rows.h"
 
+#include "base/parallel.h"
+#include "base/runs.h"
+#include "micro/microkernels.h"
+
 namespace memmod::cpu {
 namespace {
 

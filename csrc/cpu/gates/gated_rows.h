@@ -7,15 +7,10 @@
 #include <vector>
 
 #include "base/matrix_view.h"
-#include "base/parallel.h"
 #include "base/partition.h"
 #include "gates/gates.h"
-#include "micro/microkernels.h"
 
 namespace memmod::cpu {
-
-// Rows whose products are added up in fp32 before they join a task's sums.
-constexpr int64_t kRowsPerSum = 64;
 
 // `rows` rows in `parts` parts with borders at multiples of `unit`; row r belongs to sample r / per_sample.
 struct RowTasks {
@@ -41,24 +36,6 @@ struct RowTasks {
 
 // The tasks that sums of `rows` rows are made in.
 RowTasks row_tasks(int64_t rows, int64_t per_sample, int64_t operations_per_row, const Grain& grain);
-
-// reduce(first, count, sums) for runs of rows short enough to be added up in fp32, then the runs' sums.
-template <typename Reduce>
-void in_runs(float* sums, int64_t rows, int64_t count, const Reduce& reduce) {
-  if (rows <= kRowsPerSum) {
-    reduce(0, rows, sums);
-    return;
-  }
-  thread_local std::vector<float> run;
-  run.resize(count);
-  for (int64_t first = 0; first < rows; first += kRowsPerSum) {
-    std::fill(run.begin(), run.end(), 0.0f);
-    reduce(first, std::min(kRowsPerSum, rows - first), run.data());
-    for (int64_t i = 0; i < count; ++i) {
-      sums[i] += run[i];
-    }
-  }
-}
 
 // sums[i] += Σ_r a[r, i] * b[r, i] over `rows` rows of `count` elements `stride` apart.
 void add_products(Type type, const void* a, const void* b, int64_t stride, float* sums, int64_t rows, int64_t count);

@@ -44,68 +44,13 @@ Gate parse_gate(std::string_view name) {
   return Gate::kHard;
 }
 
-bool in_range(const at::Tensor& index, int64_t num_classes) {
-  const at::Tensor dense = index.contiguous();
-  const int64_t* values = dense.const_data_ptr<int64_t>();
-  return std::all_of(values, values + dense.numel(), [&](int64_t c) { return c >= -1 && c < num_classes; });
-}
-
-Selection read_selection(const at::Tensor& index, int64_t num_classes) {
-  TORCH_CHECK_TYPE(index.scalar_type() == at::kLong, "memmod: index is ", index.scalar_type(), ", it must be int64");
-  TORCH_CHECK_VALUE(
-      index.dim() == 1 || index.dim() == 2, "memmod: index has shape ", index.sizes(), ", it must be [B] or [B, S]");
-  const at::Tensor dense = index.contiguous();
-  const int64_t* values = dense.const_data_ptr<int64_t>();
-  const int64_t samples = dense.size(0);
-  const int64_t width = dense.dim() == 2 ? dense.size(1) : 1;
-  Selection selection;
-  selection.offsets.reserve(samples + 1);
-  selection.classes.reserve(dense.numel());
-  selection.offsets.push_back(0);
-  for (int64_t b = 0; b < samples; ++b) {
-    const auto first = static_cast<std::ptrdiff_t>(selection.classes.size());
-    for (int64_t i = 0; i < width; ++i) {
-      const int64_t c = values[b * width + i];
-      TORCH_CHECK_INDEX(
-          c >= -1 && c < num_classes, "memmod: class ", c, " was selected, the memory has ", num_classes, " classes");
-      auto& chosen = selection.classes;
-      if (c >= 0 && std::find(chosen.begin() + first, chosen.end(), c) == chosen.end()) {
-        chosen.push_back(c);
-      }
-    }
-    selection.offsets.push_back(static_cast<int64_t>(selection.classes.size()));
-  }
-  return selection;
-}
-
-Slots::Slots(const Selection& selection, int64_t num_classes) : selection_(selection), of_(selection.samples()) {
-  std::vector<int64_t> single(num_classes, -1);
-  for (int64_t b = 0; b < selection.samples(); ++b) {
-    const int64_t chosen = selection.count(b);
-    if (chosen == 0) {
-      of_[b] = -1;
-      continue;
-    }
-    int64_t* known = chosen == 1 ? &single[selection.classes[selection.offsets[b]]] : nullptr;
-    if (known == nullptr || *known < 0) {
-      first_.push_back(b);
-      of_[b] = count() - 1;
-      if (known != nullptr) {
-        *known = of_[b];
-      }
-    } else {
-      of_[b] = *known;
-    }
-  }
-}
-
-Gates::Gates(const at::Tensor& memory, const Slots& slots, Gate gate)
-    : slots_(slots), width_(memory.size(1)), storage_(at::empty({slots.count() + 1, width_}, memory.options())) {
+Gates::Gates(const at::Tensor& memory, const UniqueSelections& unique, Gate gate)
+    : unique_(unique), width_(memory.size(1)), storage_(at::empty({unique.count() + 1, width_}, memory.options())) {
   table_ = storage_.mutable_data_ptr<float>();
   const float* alpha = memory.const_data_ptr<float>();
   const auto fill = [&](int64_t slot) {
     float* row = table_ + slot * width_;
-    const auto [first, last] = slots.classes(slot);
+    const auto [first, last] = unique.classes(slot);
     multipliers(alpha + *first * width_, gate, row, width_);
     for (const int64_t* c = first + 1; c < last; ++c) {
       thread_local std::vector<float> other;
@@ -114,13 +59,14 @@ Gates::Gates(const at::Tensor& memory, const Slots& slots, Gate gate)
       std::transform(row, row + width_, other.data(), row, std::multiplies<>());
     }
   };
-  for_each_task(slots.count(), slots.count() * width_ > kSerialMultipliers, fill);
-  std::fill_n(table_ + slots.count() * width_, width_, 1.0f);
+  for_each_task(unique.count(), unique.count() * width_ > kSerialMultipliers, fill);
+  std::fill_n(table_ + unique.count() * width_, width_, 1.0f);
 }
 
-ClassSums::ClassSums(const Slots& slots, int64_t width, const std::vector<std::pair<int64_t, int64_t>>& tasks)
-    : slots_(slots), width_(width) {
-  std::vector<int64_t> task_of_slot(slots.count(), -1), row_of_slot(slots.count());
+ClassSums::ClassSums(
+    const UniqueSelections& unique, int64_t width, const std::vector<std::pair<int64_t, int64_t>>& tasks)
+    : unique_(unique), width_(width) {
+  std::vector<int64_t> task_of_slot(unique.count(), -1), row_of_slot(unique.count());
   first_samples_.reserve(tasks.size());
   offsets_.reserve(tasks.size());
   for (int64_t task = 0; task < static_cast<int64_t>(tasks.size()); ++task) {
@@ -128,7 +74,7 @@ ClassSums::ClassSums(const Slots& slots, int64_t width, const std::vector<std::p
     first_samples_.push_back(first);
     offsets_.push_back(static_cast<int64_t>(rows_.size()));
     for (int64_t sample = first; sample < last; ++sample) {
-      const int64_t slot = slots.of(sample);
+      const int64_t slot = unique.of(sample);
       if (slot < 0) {
         rows_.push_back(-1);
         continue;
@@ -149,7 +95,7 @@ at::Tensor ClassSums::gradient(const at::Tensor& memory, Gate gate) const {
   const int64_t num_classes = memory.size(0);
   std::vector<std::vector<int64_t>> rows_of(num_classes);
   for (int64_t row = 0; row < static_cast<int64_t>(slot_of_row_.size()); ++row) {
-    const auto [first, last] = slots_.classes(slot_of_row_[row]);
+    const auto [first, last] = unique_.classes(slot_of_row_[row]);
     for (const int64_t* c = first; c < last; ++c) {
       rows_of[*c].push_back(row);
     }
@@ -170,7 +116,7 @@ at::Tensor ClassSums::gradient(const at::Tensor& memory, Gate gate) const {
     std::array<double, kColumnBlock> total{};
     for (const int64_t row : rows_of[c]) {
       const float* sums = sums_ + row * width_ + column;
-      const auto [first, last] = slots_.classes(slot_of_row_[row]);
+      const auto [first, last] = unique_.classes(slot_of_row_[row]);
       if (gate != Gate::kIdentity || last - first == 1) {
         for (int64_t k = 0; k < count; ++k) {
           total[k] += sums[k];

@@ -7,10 +7,13 @@
 #include <vector>
 
 #include "base/aligned_buffer.h"
-#include "gates/gated_rows.h"
+#include "base/matrix_view.h"
+#include "base/runs.h"
 #include "gemm/epilogue.h"
+#include "gemm/indirect_rows.h"
 #include "micro/amx.h"
 #include "micro/cpu_features.h"
+#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 namespace {

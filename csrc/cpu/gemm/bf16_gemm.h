@@ -8,7 +8,10 @@
 
 #include <cstdint>
 
+#include "base/partition.h"
+#include "gemm/epilogue.h"
 #include "gemm/indirect_gemm.h"
+#include "gemm/indirect_rows.h"
 #include "gemm/pack.h"
 
 namespace memmod::cpu {

@@ -5,6 +5,7 @@
 
 #include "base/partition.h"
 #include "base/prefetch.h"
+#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 namespace {
@@ -91,7 +92,7 @@ void indirect_gemm(
   MicroTile t = micro_tile(epilogue);
   t.partial_stride = b.width;
   thread_local std::vector<KBlock> k_blocks;
-  FetchAhead ahead(rows.ahead(), passes * (last_panel - first_panel) * rows.tiles());
+  Prefetcher prefetcher(rows.to_prefetch(), passes * (last_panel - first_panel) * rows.tiles());
   for (int64_t channel = 0; channel < b.channels; channel += kc) {
     const int64_t channels = std::min(kc, b.channels - channel);
     t.a_step = pack_a == nullptr ? kernel.lanes : kernel.mr * kernel.lanes;
@@ -124,7 +125,7 @@ void indirect_gemm(
             t.partial_out = pass == passes - 1 && i == k_blocks.size() - 1 ? nullptr : partial;
             tiles[count - 1](t);
           }
-          ahead.step();
+          prefetcher.step();
         }
       }
     }

@@ -8,7 +8,6 @@
 #include "gemm/epilogue.h"
 #include "gemm/indirect_rows.h"
 #include "gemm/pack.h"
-#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 

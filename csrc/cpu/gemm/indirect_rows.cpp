@@ -8,7 +8,7 @@
 namespace memmod::cpu {
 
 void IndirectRows::reset(int64_t count) {
-  ahead_.clear();
+  to_prefetch_.clear();
   count_ = count;
   tiles_ = ceil_div(count, micro_kernels().mr);
   starts_.resize(tiles_ + 1);

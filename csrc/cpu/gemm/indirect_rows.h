@@ -28,11 +28,11 @@ class IndirectRows {
   }
 
   // Memory that the thread's next task will read: fetched into the cache while this one multiplies.
-  void fetch_ahead(const void* first, const void* last) {
-    ahead_.emplace_back(static_cast<const char*>(first), static_cast<const char*>(last));
+  void prefetch(const void* first, const void* last) {
+    to_prefetch_.emplace_back(static_cast<const char*>(first), static_cast<const char*>(last));
   }
-  std::vector<std::pair<const char*, const char*>>& ahead() {
-    return ahead_;
+  std::vector<std::pair<const char*, const char*>>& to_prefetch() {
+    return to_prefetch_;
   }
 
   // One entry per row: where A has it, and where its results go. `kept` and `gates` are used if the product
@@ -43,7 +43,7 @@ class IndirectRows {
 
  private:
   int64_t count_ = 0, tiles_ = 0;
-  std::vector<std::pair<const char*, const char*>> ahead_;
+  std::vector<std::pair<const char*, const char*>> to_prefetch_;
   std::vector<int64_t> starts_;
 };
 

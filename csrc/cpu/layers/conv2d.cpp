@@ -9,14 +9,21 @@
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "base/matrix_view.h"
+#include "conv/conv_shape.h"
 #include "conv/implicit_gemm.h"
 #include "conv/implicit_gemm_amx.h"
 #include "gates/elementwise.h"
+#include "gates/gated_rows.h"
+#include "gates/gates.h"
 #include "gates/modulation.h"
 #include "gemm/bf16_gemm.h"
+#include "gemm/indirect_gemm.h"
+#include "gemm/pack.h"
 #include "layers/layers.h"
 #include "layers/linear.h"
 #include "layers/weight_cache.h"
+#include "micro/microkernels.h"
 
 namespace memmod::cpu {
 namespace {
@@ -24,17 +31,17 @@ namespace {
 // Inputs and units below which tiles are mostly padding.
 constexpr int64_t kFewestChannels = 8;
 
-enum class Path { kLinear, kDirect, kLibrary };
+enum class Path { kLinear, kImplicitGemm, kUnfused };
 
 // From shapes, dtype and layout only. channels_last: of the images on both sides of the layer.
 Path path_of(const at::Tensor& images, at::IntArrayRef weight, const ConvOptions& options, bool channels_last) {
   if (micro_kernels().mr == 0 || !channels_last) {
-    return Path::kLibrary;
+    return Path::kUnfused;
   }
   if (options.groups != 1) {
     const bool depthwise = weight[0] == options.groups && weight[1] == 1 && weight[0] % micro_kernels().lanes == 0 &&
                            weight[2] * weight[3] <= kKBlock;
-    return images.scalar_type() == at::kFloat && depthwise ? Path::kDirect : Path::kLibrary;
+    return images.scalar_type() == at::kFloat && depthwise ? Path::kImplicitGemm : Path::kUnfused;
   }
   const bool pointwise = weight[2] == 1 && weight[3] == 1 && options.stride == std::array<int64_t, 2>{1, 1} &&
                          options.padding == std::array<int64_t, 2>{0, 0};
@@ -42,7 +49,7 @@ Path path_of(const at::Tensor& images, at::IntArrayRef weight, const ConvOptions
     return Path::kLinear;
   }
   const bool wide = weight[0] >= kFewestChannels && weight[1] >= kFewestChannels;
-  return images.scalar_type() == at::kFloat && wide ? Path::kDirect : Path::kLibrary;
+  return images.scalar_type() == at::kFloat && wide ? Path::kImplicitGemm : Path::kUnfused;
 }
 
 at::MemoryFormat format_of(bool channels_last) {
@@ -71,7 +78,7 @@ at::Tensor gated_input(const at::Tensor& x, const Gates* gates, int64_t samples)
     return x;
   }
   const at::Tensor gated = at::empty_like(x);
-  Tail(channels_of(x, 1), samples).run(x, gated, {}, gates, nullptr);
+  Elementwise(channels_of(x, 1), samples).run(x, gated, {}, gates, nullptr);
   return gated;
 }
 
@@ -83,7 +90,7 @@ at::Tensor gate_row(const Gates& gates, int64_t width, bool inputs) {
 }
 
 // The weight with the gates of the whole batch's one selection.
-at::Tensor folded_weight(const at::Tensor& weight, const Selected& selected) {
+at::Tensor folded_weight(const at::Tensor& weight, const SelectedGates& selected) {
   at::Tensor folded = weight;
   if (const Gates* gates = selected.output_gates()) {
     folded = at::mul(folded, gate_row(*gates, weight.size(0), false));
@@ -100,9 +107,9 @@ at::Tensor library_conv(
   return at::conv2d(x, weight, bias, o.stride, o.padding, o.dilation, o.groups).contiguous(format);
 }
 
-void forward_with_library(
+void forward_unfused(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias, const Modulation& modulation,
-    const ConvOptions& options, bool channels_last, const Selected& selected, bool keeps, at::Tensor& y,
+    const ConvOptions& options, bool channels_last, const SelectedGates& selected, bool keeps, at::Tensor& y,
     at::Tensor& kept) {
   const int64_t samples = selected.selection.samples();
   const auto format = format_of(channels_last);
@@ -121,11 +128,11 @@ void forward_with_library(
   }
   const std::optional<at::Tensor> inner = modulation.gate_bias ? bias : std::nullopt;
   y = library_conv(gated_input(x, selected.input_gates(), samples), weight, inner, options, format);
-  const Tail tail(channels_of(y, 1), samples);
+  const Elementwise elementwise(channels_of(y, 1), samples);
   if (keeps && modulation.gate == Gate::kIdentity) {
     kept = y.clone();
   }
-  tail.run(y, y, {}, selected.output_gates(), nullptr);
+  elementwise.run(y, y, {}, selected.output_gates(), nullptr);
   if (keeps && modulation.gate != Gate::kIdentity) {
     kept = y.clone();
   }
@@ -155,13 +162,13 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     at::Tensor y = library_conv(images, weight, bias, options, format);
     return {y, keeps ? y.clone() : kept};
   }
-  const Selected selected(modulation, true, true);
+  const SelectedGates selected(modulation, true, true);
   const int64_t samples = selected.selection.samples();
   TORCH_CHECK_VALUE(
       samples > 0 && x.size(0) % samples == 0, "memmod: ", x.size(0), " rows do not belong to ", samples, " samples");
   at::Tensor y;
-  if (path == Path::kLibrary) {
-    forward_with_library(images, weight, bias, modulation, options, channels_last, selected, keeps, y, kept);
+  if (path == Path::kUnfused) {
+    forward_unfused(images, weight, bias, modulation, options, channels_last, selected, keeps, y, kept);
     return {y, kept};
   }
   const auto contents = x.options().memory_format(format);
@@ -171,7 +178,7 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const float* bias_data = bias.has_value() ? wide_bias.const_data_ptr<float>() : nullptr;
   const bool save_ungated = modulation.gate == Gate::kIdentity;
   const ConvShape shape = shape_of(x.sizes(), y.sizes(), weight.sizes(), options);
-  const bool amx = path == Path::kDirect && amx_serves(shape);
+  const bool amx = path == Path::kImplicitGemm && amx_supports(shape);
   const WeightLayout layout = path == Path::kLinear
                                   ? weight_layout(weight.scalar_type(), weight.size(0), Direction::kForward)
                               : amx ? WeightLayout::kAmxBf16x3
@@ -229,12 +236,12 @@ Gradients conv2d_backward(
     gradients[4] = need_dinput ? at::zeros_like(*modulation.input_memory) : gradients[4];
     return gradients;
   }
-  const Selected selected(modulation, true, true);
+  const SelectedGates selected(modulation, true, true);
   const int64_t samples = selected.selection.samples();
   const bool inner_bias = need_dbias && modulation.gate_bias;
   Path path =
-      product && !need_dweight && !inner_bias ? path_of(dy, weight->sizes(), options, channels_last) : Path::kLibrary;
-  const bool masks = modulation.relu && (path == Path::kLibrary || need_dbias);
+      product && !need_dweight && !inner_bias ? path_of(dy, weight->sizes(), options, channels_last) : Path::kUnfused;
+  const bool masks = modulation.relu && (path == Path::kUnfused || need_dbias);
   const at::Tensor rows = (masks ? at::threshold_backward(dy, *saved, 0) : dy).contiguous(format);
   const at::Tensor factors = need_dmemory || modulation.relu ? saved->contiguous(format) : at::Tensor();
   const bool ungated = need_dinput && modulation.gate == Gate::kIdentity;
@@ -252,18 +259,19 @@ Gradients conv2d_backward(
     layer.relu = modulation.relu;
     layer.saved = factors.defined() ? MatrixView(factors, dy.size(1)) : MatrixView();
     if (need_dmemory) {
-      sums.emplace(selected.slots, dy.size(1), layer.tasks.samples());
+      sums.emplace(selected.unique, dy.size(1), layer.tasks.samples());
       layer.output_sums = &*sums;
     }
     run(layer, packed_weight(*weight, Direction::kBackward, layout));
-  } else if (path == Path::kDirect) {
+  } else if (path == Path::kImplicitGemm) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
-    const bool amx = amx_serves_backward(shape);
+    const bool amx = amx_supports_backward(shape);
     if (need_dmemory) {
       const int64_t per_sample = x_shape[0] / samples;
       sums.emplace(
-          selected.slots, dy.size(1), amx ? amx_backward_samples(shape, per_sample) : Bands(shape).samples(per_sample));
+          selected.unique, dy.size(1),
+          amx ? amx_backward_samples(shape, per_sample) : ImageTiling(shape).samples(per_sample));
     }
     const ConvBackward layer{
         rows.const_data_ptr<float>(),
@@ -279,16 +287,16 @@ Gradients conv2d_backward(
       run(layer, shape, packed_weight(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
     }
   } else {
-    const Tail tail(channels_of(rows, 1), samples);
+    const Elementwise elementwise(channels_of(rows, 1), samples);
     if (need_dmemory) {
-      sums.emplace(selected.slots, dy.size(1), tail.samples());
+      sums.emplace(selected.unique, dy.size(1), elementwise.samples());
     }
     // One selection for all: the weight takes the gates, and dy is only read.
     const bool folds = samples == 1 && product && !need_dweight && !inner_bias && !ungated &&
                        dy.scalar_type() == at::kFloat && selected.input_gates() == nullptr;
     const bool gates = !folds && selected.output_gates() != nullptr && (product || need_dweight || inner_bias);
     const at::Tensor dz = gates ? at::empty_like(rows) : rows;
-    tail.run(rows, gates ? dz : at::Tensor(), factors, selected.output_gates(), need_dmemory ? &*sums : nullptr);
+    elementwise.run(rows, gates ? dz : at::Tensor(), factors, selected.output_gates(), need_dmemory ? &*sums : nullptr);
     if (product || need_dweight) {
       const at::Tensor input = need_dweight ? gated_input(
                                                   x->contiguous(channels_last ? format : x->suggest_memory_format()),
@@ -308,18 +316,18 @@ Gradients conv2d_backward(
     gradients[2] = at::sum(rows, {0, 2, 3});
   }
   if (product && (selected.input_gates() != nullptr || need_dinput)) {
-    const Tail tail(channels_of(dx, 1), samples);
+    const Elementwise elementwise(channels_of(dx, 1), samples);
     std::optional<ClassSums> input_sums;
     const at::Tensor images = need_dinput ? x->contiguous(format) : at::Tensor();
     if (need_dinput) {
-      input_sums.emplace(selected.slots, x_shape[1], tail.samples());
+      input_sums.emplace(selected.unique, x_shape[1], elementwise.samples());
     }
     if (ungated) {
-      tail.run(dx, {}, images, nullptr, &*input_sums);
+      elementwise.run(dx, {}, images, nullptr, &*input_sums);
     }
-    tail.run(dx, dx, {}, selected.input_gates(), nullptr);
+    elementwise.run(dx, dx, {}, selected.input_gates(), nullptr);
     if (need_dinput && !ungated) {
-      tail.run(dx, {}, images, nullptr, &*input_sums);
+      elementwise.run(dx, {}, images, nullptr, &*input_sums);
     }
     if (need_dinput) {
       gradients[4] = input_sums->gradient(selected.input_memory, modulation.gate);

@@ -7,25 +7,10 @@
 #include <optional>
 #include <tuple>
 
-#include "gates/gates.h"
+#include "conv/conv_shape.h"
+#include "gates/modulation.h"
 
 namespace memmod::cpu {
-
-// What modulates a layer; the tensors as in the ops' schemas.
-struct Modulation {
-  std::optional<at::Tensor> memory, input_memory;
-  at::Tensor index;
-  Gate gate = Gate::kSigmoid;
-  bool gate_bias = true;
-  // The layer ends with a ReLU: y is behind it, and a backward always gets y as `saved`. Only where y gives the
-  // memory's gradient, and there is a memory.
-  bool relu = false;
-};
-
-struct ConvOptions {
-  std::array<int64_t, 2> stride, padding, dilation;
-  int64_t groups;
-};
 
 // What a backward computes: gradients of x, weight, bias, memory, input_memory.
 using Needs = std::array<bool, 5>;

@@ -1,6 +1,7 @@
 // The products of a modulated linear layer over rows: what linear layers and 1×1 convolutions in channels_last share.
 #pragma once
 
+#include "base/matrix_view.h"
 #include "gates/gated_rows.h"
 #include "gates/gates.h"
 #include "gemm/pack.h"

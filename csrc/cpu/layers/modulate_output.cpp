@@ -13,7 +13,7 @@
 namespace memmod::cpu {
 namespace {
 
-Tail tail_of(const at::Tensor& t, int64_t dim, int64_t samples, int64_t width) {
+Elementwise elementwise_of(const at::Tensor& t, int64_t dim, int64_t samples, int64_t width) {
   TORCH_CHECK_VALUE(
       dim > 0 && dim < t.dim() && t.size(dim) == width, "memmod: x of shape ", t.sizes(), " cannot be gated along dim ",
       dim, " by a memory of width ", width);
@@ -21,7 +21,7 @@ Tail tail_of(const at::Tensor& t, int64_t dim, int64_t samples, int64_t width) {
       samples > 0 && t.size(0) % samples == 0, "memmod: ", t.size(0), " rows do not belong to ", samples, " samples");
   TORCH_CHECK_VALUE(
       has_channels(t, dim), "memmod: the kernel needs contiguous or channels_last tensors, not strides ", t.strides());
-  return Tail(channels_of(t, dim), samples);
+  return Elementwise(channels_of(t, dim), samples);
 }
 
 Modulation modulation_of(const at::Tensor& memory, const at::Tensor& index, Gate gate) {
@@ -41,9 +41,9 @@ std::tuple<at::Tensor, at::Tensor> output_forward(
   if (x.numel() == 0) {
     return {y, kept};
   }
-  const Tail tail = tail_of(x, dim < 0 ? dim + x.dim() : dim, index.size(0), memory.size(1));
-  const Selected selected(modulation, true, false);
-  tail.run(x, y, {}, selected.output_gates(), nullptr);
+  const Elementwise elementwise = elementwise_of(x, dim < 0 ? dim + x.dim() : dim, index.size(0), memory.size(1));
+  const SelectedGates selected(modulation, true, false);
+  elementwise.run(x, y, {}, selected.output_gates(), nullptr);
   if (keep_gated) {
     std::memcpy(kept.mutable_data_ptr(), y.const_data_ptr(), y.nbytes());
   }
@@ -64,15 +64,15 @@ std::array<at::Tensor, 2> output_backward(
       !need_dmemory || (saved.has_value() && saved->scalar_type() == dy.scalar_type() && saved->sizes() == dy.sizes() &&
                         saved->is_contiguous() == dy.is_contiguous()),
       "memmod: the memory's gradient needs the saved output in the shape, dtype and layout of dy");
-  const Tail tail = tail_of(dy, dim < 0 ? dim + dy.dim() : dim, index.size(0), memory.size(1));
-  const Selected selected(modulation, true, false);
+  const Elementwise elementwise = elementwise_of(dy, dim < 0 ? dim + dy.dim() : dim, index.size(0), memory.size(1));
+  const SelectedGates selected(modulation, true, false);
   const at::Tensor target = need_dx ? dx : at::Tensor();
   if (!need_dmemory) {
-    tail.run(dy, target, {}, selected.output_gates(), nullptr);
+    elementwise.run(dy, target, {}, selected.output_gates(), nullptr);
     return {dx, none};
   }
-  ClassSums sums(selected.slots, memory.size(1), tail.samples());
-  tail.run(dy, target, *saved, selected.output_gates(), &sums);
+  ClassSums sums(selected.unique, memory.size(1), elementwise.samples());
+  elementwise.run(dy, target, *saved, selected.output_gates(), &sums);
   return {dx, sums.gradient(selected.memory, gate)};
 }
 

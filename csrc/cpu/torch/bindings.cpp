@@ -3,6 +3,8 @@
 
 #include <string_view>
 
+#include "conv/conv_shape.h"
+#include "gates/gates.h"
 #include "layers/layers.h"
 #include "layers/modulate_output.h"
 

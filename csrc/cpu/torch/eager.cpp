@@ -15,8 +15,12 @@
 
 #include <string>
 
+#include "base/matrix_view.h"
+#include "conv/conv_shape.h"
 #include "gates/elementwise.h"
-#include "gates/gated_rows.h"
+#include "gates/gates.h"
+#include "gates/modulation.h"
+#include "gates/selection.h"
 #include "layers/layers.h"
 #include "layers/modulate_output.h"
 #include "layers/weight_cache.h"
