@@ -1,8 +1,5 @@
 #include "layers/weight_cache.h"
 
-#include <pybind11/pybind11.h>
-#include <torch/csrc/autograd/python_variable.h>
-
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -13,8 +10,6 @@
 
 namespace memmod::cpu {
 namespace {
-
-namespace py = pybind11;
 
 // Elements that a stamp looks at: writes through `.data` leave the version as it was.
 constexpr int64_t kProbes = 16;
@@ -56,10 +51,11 @@ struct Entry {
   std::array<PackedWeight, 2> packed;
 };
 
-// Never destroyed: weak references to weights may fire while the interpreter ends.
+// Never destroyed: weights may be freed while the process ends.
 struct Cache {
   std::mutex mutex;
   std::unordered_map<const void*, Entry> entries;
+  CallWhenFreed call_when_freed = nullptr;
 };
 
 Cache& cache() {
@@ -77,30 +73,11 @@ void forget(const void* key) {
   }
 }
 
-// Has `forget` called when Python frees the weight; false if Python does not know it.
-bool forget_with(const at::Tensor& weight, const void* key) {
-  if (!Py_IsInitialized()) {
-    return false;
-  }
-  const py::gil_scoped_acquire gil;
-  const py::object object = py::reinterpret_steal<py::object>(THPVariable_Wrap(weight));
-  if (!object) {
-    PyErr_Clear();
-    return false;
-  }
-  // An object that nothing else holds was made just now, and its end would say nothing about the tensor.
-  if (object.ref_count() == 1) {
-    return false;
-  }
-  const auto callback = py::cpp_function([key](py::handle reference) {
-    forget(key);
-    reference.dec_ref();
-  });
-  py::weakref(object, callback).release();
-  return true;
-}
-
 }  // namespace
+
+void keep_weights_until_freed(CallWhenFreed call_when_freed) {
+  cache().call_when_freed = call_when_freed;
+}
 
 PackedWeight packed_weight(const at::Tensor& weight, Direction direction, WeightLayout layout) {
   // An inference tensor has no version, and what autograd records is a new tensor in every step.
@@ -123,7 +100,8 @@ PackedWeight packed_weight(const at::Tensor& weight, Direction direction, Weight
     }
   }
   const PackedWeight fresh = pack(weight, direction, layout);
-  if (!known && !forget_with(weight, key)) {
+  const CallWhenFreed call_when_freed = cache().call_when_freed;
+  if (!known && (call_when_freed == nullptr || !call_when_freed(weight, [key] { forget(key); }))) {
     return fresh;
   }
   PackedWeight freed;

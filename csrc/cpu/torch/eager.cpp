@@ -25,6 +25,7 @@
 #include "layers/modulate_output.h"
 #include "layers/weight_cache.h"
 #include "micro/cpu_features.h"
+#include "torch/weight_lifetime.h"
 
 namespace memmod::cpu {
 namespace {
@@ -413,6 +414,7 @@ OptionalTensor output(
 }  // namespace memmod::cpu
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  memmod::cpu::keep_weights_until_freed(memmod::cpu::call_when_freed);
   module.def("linear", memmod::cpu::linear, "modulated_linear, or None");
   module.def("conv2d", memmod::cpu::conv2d, "modulated_conv2d, or None");
   module.def("output", memmod::cpu::output, "modulate_output, or None");
