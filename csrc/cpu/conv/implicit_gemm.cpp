@@ -150,17 +150,16 @@ void gemm_over_taps(
 }  // namespace
 
 Epilogue epilogue_of(const ConvForward& layer) {
-  Epilogue epilogue;
-  epilogue.bias = layer.bias;
-  epilogue.gate_bias = layer.gate_bias;
-  epilogue.gated = layer.gates != nullptr;
-  epilogue.kept = layer.kept != nullptr;
-  epilogue.save_ungated = layer.save_ungated;
-  epilogue.relu = layer.relu;
-  return epilogue;
+  return {
+      .bias = layer.bias,
+      .gate_bias = layer.gate_bias,
+      .gated = layer.gates != nullptr,
+      .kept = layer.kept != nullptr,
+      .save_ungated = layer.save_ungated,
+      .relu = layer.relu};
 }
 
-void run(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
+void implicit_gemm(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   const int64_t image_pixels = shape.out_height * shape.out_width, pixels = shape.images * image_pixels;
   const int64_t row_size = shape.width * shape.inputs;
@@ -288,7 +287,7 @@ int64_t first_of_phase(int64_t low, int64_t phase, int64_t stride) {
 
 }  // namespace
 
-void run(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
+void implicit_gemm_backward(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const auto& [stride, padding, dilation, groups] = shape.options;
   const ImageTiling tiling(shape);
   const int64_t row_size = shape.out_width * shape.units;

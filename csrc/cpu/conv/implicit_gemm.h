@@ -27,7 +27,7 @@ struct ConvForward {
 Epilogue epilogue_of(const ConvForward& layer);
 
 // weight: kForward; so it is for the backward of a depthwise convolution.
-void run(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
+void implicit_gemm(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
 
 // dx = convᵀ(s ⊙ dy, W), with sums of dy ⊙ saved for the classes in the same pass.
 struct ConvBackward {
@@ -67,6 +67,6 @@ class ImageTiling {
   int64_t images_, groups_, bands_;
 };
 
-void run(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);
+void implicit_gemm_backward(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);
 
 }  // namespace memmod::cpu

@@ -96,16 +96,40 @@ struct Plan {
 
 Plan forward_plan(const ConvShape& s) {
   const auto& [stride, padding, dilation, groups] = s.options;
-  Plan plan{s.images,        s.height,       s.width,     s.inputs,    s.out_height, s.out_width, s.units,
-            s.kernel_height, s.kernel_width, dilation[0], dilation[1], padding[0],   padding[1]};
+  Plan plan{
+      .images = s.images,
+      .height = s.height,
+      .width = s.width,
+      .channels = s.inputs,
+      .out_height = s.out_height,
+      .out_width = s.out_width,
+      .columns = s.units,
+      .kernel_height = s.kernel_height,
+      .kernel_width = s.kernel_width,
+      .dilation_y = dilation[0],
+      .dilation_x = dilation[1],
+      .pad_y = padding[0],
+      .pad_x = padding[1]};
   plan.share();
   return plan;
 }
 
 Plan backward_plan(const ConvShape& s) {
   const auto& [stride, padding, dilation, groups] = s.options;
-  Plan plan{s.images,        s.out_height,   s.out_width, s.units,     s.height, s.width, s.inputs,
-            s.kernel_height, s.kernel_width, dilation[0], dilation[1], 0,        0};
+  Plan plan{
+      .images = s.images,
+      .height = s.out_height,
+      .width = s.out_width,
+      .channels = s.units,
+      .out_height = s.height,
+      .out_width = s.width,
+      .columns = s.inputs,
+      .kernel_height = s.kernel_height,
+      .kernel_width = s.kernel_width,
+      .dilation_y = dilation[0],
+      .dilation_x = dilation[1],
+      .pad_y = 0,
+      .pad_x = 0};
   plan.pad_y = plan.reach_y() - padding[0];
   plan.pad_x = plan.reach_x() - padding[1];
   plan.share();
@@ -220,17 +244,17 @@ void multiply_copy(
   const auto multiply_block = [&](int64_t block, int64_t panel) {
     float* c = sums + turn++ % 2 * kBlock;
     multiply_amx(
-        kPlanes, {{tile_at(2 * block), tile_at(2 * block + 1)},
-                  copy.pixel(),
-                  kAmxChannels,
-                  kPlanes * kAmxChannels,
-                  offsets.data(),
-                  static_cast<int64_t>(offsets.size()),
-                  ceil_div(plan.channels, kAmxChannels),
-                  b.bf16_panel(panel),
-                  c,
-                  false,
-                  deferred.pending()});
+        kPlanes, {.a = {tile_at(2 * block), tile_at(2 * block + 1)},
+                  .a_stride = copy.pixel(),
+                  .a_plane = kAmxChannels,
+                  .a_step = kPlanes * kAmxChannels,
+                  .offsets = offsets.data(),
+                  .taps = static_cast<int64_t>(offsets.size()),
+                  .chunks = ceil_div(plan.channels, kAmxChannels),
+                  .b = b.bf16_panel(panel),
+                  .c = c,
+                  .add = false,
+                  .pending = deferred.pending()});
     deferred.add(c, block, panel);
   };
   const int64_t first = part_start(b.panels(), plan.column_parts, column_part);
@@ -268,7 +292,7 @@ std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& s
   return backward_plan(shape).tiling.samples(images_per_sample);
 }
 
-void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
+void implicit_gemm_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const Plan plan = forward_plan(shape);
   const Epilogue epilogue = epilogue_of(layer);
   for_each_task(plan.tiling.tasks() * plan.column_parts, true, [&](int64_t task) {
@@ -297,7 +321,7 @@ void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeigh
   });
 }
 
-void run_amx(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
+void implicit_gemm_amx_backward(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight) {
   const Plan plan = backward_plan(shape);
   const MicroKernels& kernel = micro_kernels();
   const auto reduce = layer.relu ? kernel.reduce_split_relu_bf16x3 : kernel.reduce_split_bf16x3;

@@ -11,8 +11,8 @@ namespace memmod::cpu {
 bool amx_supports(const ConvShape& shape);
 bool amx_supports_backward(const ConvShape& shape);
 
-void run_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
-void run_amx(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);
+void implicit_gemm_amx(const ConvForward& layer, const ConvShape& shape, const PackedWeight& weight);
+void implicit_gemm_amx_backward(const ConvBackward& layer, const ConvShape& shape, const PackedWeight& weight);
 
 // The samples of each row task of a backward, for ClassSums.
 std::vector<std::pair<int64_t, int64_t>> amx_backward_samples(const ConvShape& shape, int64_t images_per_sample);

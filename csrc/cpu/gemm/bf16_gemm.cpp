@@ -242,17 +242,17 @@ void bf16_gemm(
     const int64_t slot = passes > 1 ? block * panels + panel - first_panel : turn++ % slots;
     float* c = sums + slot * kBlock;
     multiply_amx(
-        a.planes_, {{first_row, first_row + kAmxRows / 2 * a.row_stride_},
-                    a.row_stride_,
-                    a.plane_stride_,
-                    a.chunk_stride_,
-                    &kNoOffset,
-                    1,
-                    ceil_div(std::min(kc, b.channels - pass * kc), kAmxChannels),
-                    b.bf16_panel(panel) + pass * kc * a.planes_ * kAmxColumns,
-                    c,
-                    pass > 0,
-                    deferred.pending()});
+        a.planes_, {.a = {first_row, first_row + kAmxRows / 2 * a.row_stride_},
+                    .a_stride = a.row_stride_,
+                    .a_plane = a.plane_stride_,
+                    .a_step = a.chunk_stride_,
+                    .offsets = &kNoOffset,
+                    .taps = 1,
+                    .chunks = ceil_div(std::min(kc, b.channels - pass * kc), kAmxChannels),
+                    .b = b.bf16_panel(panel) + pass * kc * a.planes_ * kAmxColumns,
+                    .c = c,
+                    .add = pass > 0,
+                    .pending = deferred.pending()});
     if (pass == passes - 1) {
       deferred.add(c, block, panel);
     }

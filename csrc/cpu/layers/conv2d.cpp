@@ -21,7 +21,7 @@
 #include "gemm/indirect_gemm.h"
 #include "gemm/pack.h"
 #include "layers/layers.h"
-#include "layers/linear.h"
+#include "layers/linear_gemm.h"
 #include "layers/weight_cache.h"
 #include "micro/microkernels.h"
 
@@ -65,7 +65,17 @@ int64_t out_size(int64_t size, int64_t kernel, const ConvOptions& options, int64
 }
 
 ConvShape shape_of(at::IntArrayRef x, at::IntArrayRef y, at::IntArrayRef weight, const ConvOptions& options) {
-  return {x[0], x[2], x[3], x[1], y[2], y[3], y[1], weight[2], weight[3], options};
+  return {
+      .images = x[0],
+      .height = x[2],
+      .width = x[3],
+      .inputs = x[1],
+      .out_height = y[2],
+      .out_width = y[3],
+      .units = y[1],
+      .kernel_height = weight[2],
+      .kernel_width = weight[3],
+      .options = options};
 }
 
 at::Tensor empty_result(const at::Tensor& like) {
@@ -196,21 +206,21 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     layer.out = selected.output_gates();
     layer.in = selected.input_gates();
     layer.per_sample = layer.x.rows / samples;
-    run(layer, packed);
+    linear_gemm(layer, packed);
     return {y, kept};
   }
   const ConvForward layer{
-      images.const_data_ptr<float>(),
-      y.mutable_data_ptr<float>(),
-      keeps ? kept.mutable_data_ptr<float>() : nullptr,
-      bias_data,
-      modulation.gate_bias,
-      save_ungated,
-      modulation.relu,
-      selected.output_gates(),
-      selected.input_gates(),
-      x.size(0) / samples};
-  amx ? run_amx(layer, shape, packed) : run(layer, shape, packed);
+      .x = images.const_data_ptr<float>(),
+      .y = y.mutable_data_ptr<float>(),
+      .kept = keeps ? kept.mutable_data_ptr<float>() : nullptr,
+      .bias = bias_data,
+      .gate_bias = modulation.gate_bias,
+      .save_ungated = save_ungated,
+      .relu = modulation.relu,
+      .gates = selected.output_gates(),
+      .in = selected.input_gates(),
+      .images_per_sample = x.size(0) / samples};
+  amx ? implicit_gemm_amx(layer, shape, packed) : implicit_gemm(layer, shape, packed);
   return {y, kept};
 }
 
@@ -262,7 +272,7 @@ Gradients conv2d_backward(
       sums.emplace(selected.unique, dy.size(1), layer.tasks.samples());
       layer.output_sums = &*sums;
     }
-    run(layer, packed_weight(*weight, Direction::kBackward, layout));
+    linear_gemm_backward(layer, packed_weight(*weight, Direction::kBackward, layout));
   } else if (path == Path::kImplicitGemm) {
     dx = at::empty(x_shape, contents);
     const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
@@ -274,17 +284,18 @@ Gradients conv2d_backward(
           amx ? amx_backward_samples(shape, per_sample) : ImageTiling(shape).samples(per_sample));
     }
     const ConvBackward layer{
-        rows.const_data_ptr<float>(),
-        dx.mutable_data_ptr<float>(),
-        factors.defined() ? factors.const_data_ptr<float>() : nullptr,
-        modulation.relu,
-        selected.output_gates(),
-        need_dmemory ? &*sums : nullptr,
-        x_shape[0] / samples};
+        .dy = rows.const_data_ptr<float>(),
+        .dx = dx.mutable_data_ptr<float>(),
+        .saved = factors.defined() ? factors.const_data_ptr<float>() : nullptr,
+        .relu = modulation.relu,
+        .gates = selected.output_gates(),
+        .sums = need_dmemory ? &*sums : nullptr,
+        .images_per_sample = x_shape[0] / samples};
     if (amx) {
-      run_amx(layer, shape, packed_weight(*weight, Direction::kBackward, WeightLayout::kAmxBf16x3));
+      implicit_gemm_amx_backward(layer, shape, packed_weight(*weight, Direction::kBackward, WeightLayout::kAmxBf16x3));
     } else {
-      run(layer, shape, packed_weight(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
+      implicit_gemm_backward(
+          layer, shape, packed_weight(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
     }
   } else {
     const Elementwise elementwise(channels_of(rows, 1), samples);

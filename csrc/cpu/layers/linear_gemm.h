@@ -19,7 +19,7 @@ struct LinearForward {
 };
 
 // weight: packed forward.
-void run(const LinearForward& layer, const PackedWeight& weight);
+void linear_gemm(const LinearForward& layer, const PackedWeight& weight);
 
 // dx = in ⊙ ((out ⊙ dy) W), with the memories' sums in the same pass.
 struct LinearBackward {
@@ -36,6 +36,6 @@ struct LinearBackward {
 };
 
 // weight: packed backward.
-void run(const LinearBackward& layer, const PackedWeight& weight);
+void linear_gemm_backward(const LinearBackward& layer, const PackedWeight& weight);
 
 }  // namespace memmod::cpu
