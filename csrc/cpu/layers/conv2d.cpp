@@ -20,6 +20,7 @@
 #include "gemm/bf16_gemm.h"
 #include "gemm/indirect_gemm.h"
 #include "gemm/pack.h"
+#include "layers/backward.h"
 #include "layers/layers.h"
 #include "layers/linear_gemm.h"
 #include "layers/weight_cache.h"
@@ -76,10 +77,6 @@ ConvShape shape_of(at::IntArrayRef x, at::IntArrayRef y, at::IntArrayRef weight,
       .kernel_height = weight[2],
       .kernel_width = weight[3],
       .options = options};
-}
-
-at::Tensor empty_result(const at::Tensor& like) {
-  return at::empty({0}, like.options());
 }
 
 // x gated by input channels, in its own layout.
@@ -195,17 +192,18 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
                                     : WeightLayout::kPanels;
   const PackedWeight packed = packed_weight(weight, Direction::kForward, layout);
   if (path == Path::kLinear) {
-    LinearForward layer;
-    layer.x = MatrixView(images, x.size(1));
-    layer.y = MatrixView(y, y.size(1));
-    layer.kept = keeps ? MatrixView(kept, y.size(1)) : MatrixView();
-    layer.bias = bias_data;
-    layer.gate_bias = modulation.gate_bias;
-    layer.save_ungated = save_ungated;
-    layer.relu = modulation.relu;
-    layer.out = selected.output_gates();
-    layer.in = selected.input_gates();
-    layer.per_sample = layer.x.rows / samples;
+    const MatrixView rows(images, x.size(1));
+    const LinearForward layer{
+        .x = rows,
+        .y = MatrixView(y, y.size(1)),
+        .kept = keeps ? MatrixView(kept, y.size(1)) : MatrixView(),
+        .bias = bias_data,
+        .gate_bias = modulation.gate_bias,
+        .save_ungated = save_ungated,
+        .relu = modulation.relu,
+        .out = selected.output_gates(),
+        .in = selected.input_gates(),
+        .per_sample = rows.rows / samples};
     linear_gemm(layer, packed);
     return {y, kept};
   }
@@ -224,129 +222,173 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   return {y, kept};
 }
 
-Gradients conv2d_backward(
-    const at::Tensor& dy, at::IntArrayRef x_shape, const std::optional<at::Tensor>& x,
-    const std::optional<at::Tensor>& weight, const Modulation& modulation, const std::optional<at::Tensor>& saved,
-    const Needs& needs, const ConvOptions& options) {
-  const auto [need_dx, need_dweight, need_dbias, need_dmemory, need_dinput] = needs;
-  const bool weight_last = weight.has_value() && suggests_channels_last(*weight);
-  const bool channels_last = suggests_channels_last(dy) || weight_last;
-  const auto format = format_of(channels_last);
-  const auto contents = dy.options().memory_format(format);
-  Gradients gradients;
-  for (at::Tensor& gradient : gradients) {
-    gradient = empty_result(dy);
+namespace {
+
+bool has_channels_last_images(const LayerGradCall& call) {
+  return suggests_channels_last(call.dy) || (call.weight.has_value() && suggests_channels_last(*call.weight));
+}
+
+// A backward's tensors in the layout of its images, and what its steps share.
+struct Backward {
+  Backward(const LayerGradCall& grad_call, const ConvOptions& conv_options)
+      : call(grad_call),
+        options(conv_options),
+        needs(call),
+        channels_last(has_channels_last_images(call)),
+        format(format_of(channels_last)),
+        path(
+            needs.product && !needs.dz ? path_of(call.dy, call.weight->sizes(), options, channels_last)
+                                       : Path::kUnfused),
+        selected(call.modulation, true, true),
+        samples(selected.selection.samples()) {
+    const bool masks = call.modulation.relu && (path == Path::kUnfused || needs.dbias);
+    dy = (masks ? at::threshold_backward(call.dy, *call.saved, 0) : call.dy).contiguous(format);
+    saved = needs.dmemory || call.modulation.relu ? call.saved->contiguous(format) : at::Tensor();
   }
-  const bool product = need_dx || need_dinput;
-  if (dy.numel() == 0) {
-    gradients[0] = need_dx ? at::zeros(x_shape, dy.options()).contiguous(format) : gradients[0];
-    gradients[1] = need_dweight ? at::zeros_like(*weight) : gradients[1];
-    gradients[2] = need_dbias ? at::zeros({dy.size(1)}, dy.options()) : gradients[2];
-    gradients[3] = need_dmemory ? at::zeros_like(*modulation.memory) : gradients[3];
-    gradients[4] = need_dinput ? at::zeros_like(*modulation.input_memory) : gradients[4];
-    return gradients;
+
+  at::Tensor empty_dx() const {
+    return at::empty(call.x_shape, dy.options().memory_format(format));
   }
-  const SelectedGates selected(modulation, true, true);
-  const int64_t samples = selected.selection.samples();
-  const bool inner_bias = need_dbias && modulation.gate_bias;
-  Path path =
-      product && !need_dweight && !inner_bias ? path_of(dy, weight->sizes(), options, channels_last) : Path::kUnfused;
-  const bool masks = modulation.relu && (path == Path::kUnfused || need_dbias);
-  const at::Tensor rows = (masks ? at::threshold_backward(dy, *saved, 0) : dy).contiguous(format);
-  const at::Tensor factors = need_dmemory || modulation.relu ? saved->contiguous(format) : at::Tensor();
-  const bool ungated = need_dinput && modulation.gate == Gate::kIdentity;
-  at::Tensor dx;
+  // The output memory's sums, for tasks that have these samples; null where they are not needed.
+  ClassSums* make_sums(const std::vector<std::pair<int64_t, int64_t>>& task_samples) {
+    return needs.dmemory ? &sums.emplace(selected.unique, dy.size(1), task_samples) : nullptr;
+  }
+
+  const LayerGradCall& call;
+  const ConvOptions& options;
+  BackwardNeeds needs;
+  bool channels_last;
+  at::MemoryFormat format;
+  Path path;
+  SelectedGates selected;
+  int64_t samples;
+  at::Tensor dy, saved;  // dy: behind the ReLU where it is read as a whole
   std::optional<ClassSums> sums;
-  if (path == Path::kLinear) {
-    dx = at::empty(x_shape, contents);
-    const WeightLayout layout = weight_layout(weight->scalar_type(), x_shape[1], Direction::kBackward);
-    LinearBackward layer;
-    layer.dy = MatrixView(rows, dy.size(1));
-    layer.dx = MatrixView(dx, x_shape[1]);
-    layer.tasks =
-        row_tasks(layer.dy.rows, layer.dy.rows / samples, 2 * x_shape[1] * dy.size(1), grain_of(layout, dy.size(1)));
-    layer.out = selected.output_gates();
-    layer.relu = modulation.relu;
-    layer.saved = factors.defined() ? MatrixView(factors, dy.size(1)) : MatrixView();
-    if (need_dmemory) {
-      sums.emplace(selected.unique, dy.size(1), layer.tasks.samples());
-      layer.output_sums = &*sums;
-    }
-    linear_gemm_backward(layer, packed_weight(*weight, Direction::kBackward, layout));
-  } else if (path == Path::kImplicitGemm) {
-    dx = at::empty(x_shape, contents);
-    const ConvShape shape = shape_of(x_shape, dy.sizes(), weight->sizes(), options);
-    const bool amx = amx_supports_backward(shape);
-    if (need_dmemory) {
-      const int64_t per_sample = x_shape[0] / samples;
-      sums.emplace(
-          selected.unique, dy.size(1),
-          amx ? amx_backward_samples(shape, per_sample) : ImageTiling(shape).samples(per_sample));
-    }
-    const ConvBackward layer{
-        .dy = rows.const_data_ptr<float>(),
-        .dx = dx.mutable_data_ptr<float>(),
-        .saved = factors.defined() ? factors.const_data_ptr<float>() : nullptr,
-        .relu = modulation.relu,
-        .gates = selected.output_gates(),
-        .sums = need_dmemory ? &*sums : nullptr,
-        .images_per_sample = x_shape[0] / samples};
-    if (amx) {
-      implicit_gemm_amx_backward(layer, shape, packed_weight(*weight, Direction::kBackward, WeightLayout::kAmxBf16x3));
-    } else {
-      implicit_gemm_backward(
-          layer, shape, packed_weight(*weight, shape.depthwise() ? Direction::kForward : Direction::kBackward));
-    }
+};
+
+at::Tensor dx_by_linear_gemm(Backward& b) {
+  const int64_t units = b.dy.size(1), inputs = b.call.x_shape[1];
+  const at::Tensor dx = b.empty_dx();
+  const MatrixView dy(b.dy, units);
+  const WeightLayout layout = weight_layout(b.call.weight->scalar_type(), inputs, Direction::kBackward);
+  const RowTasks tasks = row_tasks(dy.rows, dy.rows / b.samples, 2 * inputs * units, grain_of(layout, units));
+  const LinearBackward layer{
+      .dy = dy,
+      .dx = MatrixView(dx, inputs),
+      .saved = b.saved.defined() ? MatrixView(b.saved, units) : MatrixView(),
+      .relu = b.call.modulation.relu,
+      .out = b.selected.output_gates(),
+      .output_sums = b.make_sums(tasks.samples()),
+      .tasks = tasks};
+  linear_gemm_backward(layer, packed_weight(*b.call.weight, Direction::kBackward, layout));
+  return dx;
+}
+
+at::Tensor dx_by_implicit_gemm(Backward& b) {
+  const at::Tensor dx = b.empty_dx();
+  const at::Tensor& weight = *b.call.weight;
+  const ConvShape shape = shape_of(b.call.x_shape, b.dy.sizes(), weight.sizes(), b.options);
+  const bool amx = amx_supports_backward(shape);
+  const int64_t images_per_sample = shape.images / b.samples;
+  const ConvBackward layer{
+      .dy = b.dy.const_data_ptr<float>(),
+      .dx = dx.mutable_data_ptr<float>(),
+      .saved = b.saved.defined() ? b.saved.const_data_ptr<float>() : nullptr,
+      .relu = b.call.modulation.relu,
+      .gates = b.selected.output_gates(),
+      .sums = b.make_sums(
+          amx ? amx_backward_samples(shape, images_per_sample) : ImageTiling(shape).samples(images_per_sample)),
+      .images_per_sample = images_per_sample};
+  if (amx) {
+    implicit_gemm_amx_backward(layer, shape, packed_weight(weight, Direction::kBackward, WeightLayout::kAmxBf16x3));
   } else {
-    const Elementwise elementwise(channels_of(rows, 1), samples);
-    if (need_dmemory) {
-      sums.emplace(selected.unique, dy.size(1), elementwise.samples());
-    }
-    // One selection for all: the weight takes the gates, and dy is only read.
-    const bool folds = samples == 1 && product && !need_dweight && !inner_bias && !ungated &&
-                       dy.scalar_type() == at::kFloat && selected.input_gates() == nullptr;
-    const bool gates = !folds && selected.output_gates() != nullptr && (product || need_dweight || inner_bias);
-    const at::Tensor dz = gates ? at::empty_like(rows) : rows;
-    elementwise.run(rows, gates ? dz : at::Tensor(), factors, selected.output_gates(), need_dmemory ? &*sums : nullptr);
-    if (product || need_dweight) {
-      const at::Tensor input = need_dweight ? gated_input(
-                                                  x->contiguous(channels_last ? format : x->suggest_memory_format()),
-                                                  selected.input_gates(), samples)
-                                            : at::empty(x_shape, contents);
-      auto [grad_input, grad_weight, grad_bias] = at::convolution_backward(
-          dz, input, folds ? folded_weight(*weight, selected) : *weight, dy.size(1), options.stride, options.padding,
-          options.dilation, false, {0, 0}, options.groups, {product, need_dweight, inner_bias});
-      dx = product ? grad_input.contiguous(format) : dx;
-      gradients[1] = need_dweight ? grad_weight.contiguous(weight->suggest_memory_format()) : gradients[1];
-      gradients[2] = inner_bias ? grad_bias : gradients[2];
-    } else if (inner_bias) {
-      gradients[2] = at::sum(dz, {0, 2, 3});
-    }
+    const Direction direction = shape.depthwise() ? Direction::kForward : Direction::kBackward;
+    implicit_gemm_backward(layer, shape, packed_weight(weight, direction));
   }
-  if (need_dbias && !modulation.gate_bias) {
-    gradients[2] = at::sum(rows, {0, 2, 3});
+  return dx;
+}
+
+// x as the weight's gradient reads it: with the input memory's gates.
+at::Tensor weight_factor(const Backward& b) {
+  const at::Tensor& x = *b.call.x;
+  const at::MemoryFormat format = b.channels_last ? b.format : x.suggest_memory_format();
+  return gated_input(x.contiguous(format), b.selected.input_gates(), b.samples);
+}
+
+// The library's gradients of the weight and the gated bias, and dx, which is undefined where it is not needed.
+at::Tensor unfused_dx(Backward& b, Gradients& gradients) {
+  const BackwardNeeds& needs = b.needs;
+  const Gates* gates = b.selected.output_gates();
+  const Elementwise elementwise(channels_of(b.dy, 1), b.samples);
+  // One selection for all: the weight takes the gates, and dy is only read.
+  const bool folds = b.samples == 1 && needs.product && !needs.dz && !needs.ungated_dx &&
+                     b.dy.scalar_type() == at::kFloat && b.selected.input_gates() == nullptr;
+  const bool writes = !folds && gates != nullptr && (needs.product || needs.dz);
+  const at::Tensor dz = writes ? at::empty_like(b.dy) : b.dy;
+  elementwise.run(b.dy, writes ? dz : at::Tensor(), b.saved, gates, b.make_sums(elementwise.samples()));
+  if (!needs.product && !needs.dweight) {
+    gradients.bias = needs.gated_dbias ? at::sum(dz, {0, 2, 3}) : gradients.bias;
+    return {};
   }
-  if (product && (selected.input_gates() != nullptr || need_dinput)) {
-    const Elementwise elementwise(channels_of(dx, 1), samples);
-    std::optional<ClassSums> input_sums;
-    const at::Tensor images = need_dinput ? x->contiguous(format) : at::Tensor();
-    if (need_dinput) {
-      input_sums.emplace(selected.unique, x_shape[1], elementwise.samples());
-    }
-    if (ungated) {
-      elementwise.run(dx, {}, images, nullptr, &*input_sums);
-    }
-    elementwise.run(dx, dx, {}, selected.input_gates(), nullptr);
-    if (need_dinput && !ungated) {
-      elementwise.run(dx, {}, images, nullptr, &*input_sums);
-    }
-    if (need_dinput) {
-      gradients[4] = input_sums->gradient(selected.input_memory, modulation.gate);
-    }
+  const at::Tensor& weight = *b.call.weight;
+  const at::Tensor input = needs.dweight ? weight_factor(b) : b.empty_dx();
+  const auto& o = b.options;
+  auto [dx, dweight, dbias] = at::convolution_backward(
+      dz, input, folds ? folded_weight(weight, b.selected) : weight, b.dy.size(1), o.stride, o.padding, o.dilation,
+      false, {0, 0}, o.groups, {needs.product, needs.dweight, needs.gated_dbias});
+  gradients.weight = needs.dweight ? dweight.contiguous(weight.suggest_memory_format()) : gradients.weight;
+  gradients.bias = needs.gated_dbias ? dbias : gradients.bias;
+  return needs.product ? dx.contiguous(b.format) : at::Tensor();
+}
+
+// Gates dx by the input memory, and gives that memory its gradient.
+void gate_input_gradient(const Backward& b, const at::Tensor& dx, Gradients& gradients) {
+  const Elementwise elementwise(channels_of(dx, 1), b.samples);
+  const at::Tensor x = b.needs.dinput_memory ? b.call.x->contiguous(b.format) : at::Tensor();
+  std::optional<ClassSums> sums;
+  if (b.needs.dinput_memory) {
+    sums.emplace(b.selected.unique, dx.size(1), elementwise.samples());
   }
-  gradients[0] = need_dx ? dx : gradients[0];
-  if (need_dmemory) {
-    gradients[3] = sums->gradient(selected.memory, modulation.gate);
+  sum_and_gate(
+      b.needs, [&] { elementwise.run(dx, {}, x, nullptr, &*sums); },
+      [&] { elementwise.run(dx, dx, {}, b.selected.input_gates(), nullptr); });
+  if (b.needs.dinput_memory) {
+    gradients.input_memory = sums->gradient(b.selected.input_memory, b.call.modulation.gate);
+  }
+}
+
+Gradients gradients_of_nothing(const LayerGradCall& call, at::MemoryFormat format) {
+  const BackwardNeeds needs(call);
+  const at::Tensor& dy = call.dy;
+  Gradients gradients = empty_gradients(dy);
+  gradients.x = needs.dx ? at::zeros(call.x_shape, dy.options()).contiguous(format) : gradients.x;
+  gradients.weight = needs.dweight ? at::zeros_like(*call.weight) : gradients.weight;
+  gradients.bias = needs.dbias ? at::zeros({dy.size(1)}, dy.options()) : gradients.bias;
+  gradients.memory = needs.dmemory ? at::zeros_like(*call.modulation.memory) : gradients.memory;
+  gradients.input_memory = needs.dinput_memory ? at::zeros_like(*call.modulation.input_memory) : gradients.input_memory;
+  return gradients;
+}
+
+}  // namespace
+
+Gradients conv2d_backward(const LayerGradCall& call, const ConvOptions& options) {
+  if (call.dy.numel() == 0) {
+    return gradients_of_nothing(call, format_of(has_channels_last_images(call)));
+  }
+  Backward b(call, options);
+  Gradients gradients = empty_gradients(call.dy);
+  const at::Tensor dx = b.path == Path::kLinear         ? dx_by_linear_gemm(b)
+                        : b.path == Path::kImplicitGemm ? dx_by_implicit_gemm(b)
+                                                        : unfused_dx(b, gradients);
+  if (b.needs.dbias && !b.needs.gated_dbias) {
+    gradients.bias = at::sum(b.dy, {0, 2, 3});
+  }
+  if (b.needs.product && (b.selected.input_gates() != nullptr || b.needs.dinput_memory)) {
+    gate_input_gradient(b, dx, gradients);
+  }
+  gradients.x = b.needs.dx ? dx : gradients.x;
+  if (b.needs.dmemory) {
+    gradients.memory = b.sums->gradient(b.selected.memory, call.modulation.gate);
   }
   return gradients;
 }

@@ -18,6 +18,7 @@
 #include "gates/modulation.h"
 #include "gemm/bf16_gemm.h"
 #include "gemm/pack.h"
+#include "layers/backward.h"
 #include "layers/layers.h"
 #include "layers/linear_gemm.h"
 #include "layers/weight_cache.h"
@@ -31,10 +32,6 @@ constexpr int64_t kLibraryRows = 512;
 
 at::Tensor as_rows(const at::Tensor& t) {
   return t.contiguous().view({c10::multiply_integers(t.sizes().slice(0, t.dim() - 1)), t.size(-1)});
-}
-
-at::Tensor empty_result(const at::Tensor& like) {
-  return at::empty({0}, like.options());
 }
 
 // y from the library, a cache-sized block of rows at a time.
@@ -126,120 +123,156 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   return {y, kept};
 }
 
-Gradients linear_backward(
-    const at::Tensor& dy, at::IntArrayRef x_shape, const std::optional<at::Tensor>& x,
-    const std::optional<at::Tensor>& weight, const Modulation& modulation, const std::optional<at::Tensor>& saved,
-    const Needs& needs) {
-  const auto [need_dx, need_dweight, need_dbias, need_dmemory, need_dinput] = needs;
-  const int64_t units = dy.size(-1), inputs = x_shape.back();
-  Gradients gradients;
-  for (at::Tensor& gradient : gradients) {
-    gradient = empty_result(dy);
+namespace {
+
+// A backward's tensors as rows, and what its steps share.
+struct Backward {
+  explicit Backward(const LayerGradCall& grad_call)
+      : call(grad_call),
+        needs(call),
+        units(call.dy.size(-1)),
+        inputs(call.x_shape.back()),
+        fused(micro_kernels().mr != 0),
+        separate(needs.dz || !needs.product || !fused),
+        dy(as_rows(
+            call.modulation.relu && (separate || needs.dbias) ? at::threshold_backward(call.dy, *call.saved, 0)
+                                                              : call.dy)),
+        saved(needs.dmemory || call.modulation.relu ? as_rows(*call.saved) : at::Tensor()),
+        selected(call.modulation, needs.product || needs.dz || needs.dmemory, true),
+        tasks(row_tasks(
+            dy.size(0), dy.size(0) / selected.selection.samples(), 2 * inputs * units,
+            grain_of(fused ? layout(dy) : WeightLayout::kPanels, units))) {
+    const auto samples = tasks.samples();
+    if (needs.dmemory) {
+      output_sums.emplace(selected.unique, units, samples);
+    }
+    if (needs.dinput_memory) {
+      input_sums.emplace(selected.unique, inputs, samples);
+    }
   }
-  if (dy.numel() == 0 || inputs == 0) {
-    gradients[0] = need_dx ? at::zeros(x_shape, dy.options()) : gradients[0];
-    gradients[1] = need_dweight ? at::zeros({units, inputs}, dy.options()) : gradients[1];
-    gradients[2] = need_dbias ? at::sum(as_rows(dy), {0}) : gradients[2];
-    TORCH_CHECK_VALUE(dy.numel() == 0 || !need_dmemory, "memmod: the CPU kernel has no layer without inputs");
-    gradients[3] = need_dmemory ? at::zeros_like(*modulation.memory) : gradients[3];
-    gradients[4] = need_dinput ? at::zeros_like(*modulation.input_memory) : gradients[4];
-    return gradients;
+
+  WeightLayout layout(const at::Tensor& like) const {
+    return weight_layout(like.scalar_type(), inputs, Direction::kBackward);
   }
-  const bool product = need_dx || need_dinput;
-  const bool needs_dz = need_dweight || (need_dbias && modulation.gate_bias);
-  const bool tiles = micro_kernels().mr != 0;
+  ClassSums* sums_of_outputs() {
+    return output_sums.has_value() ? &*output_sums : nullptr;
+  }
+  ClassSums* sums_of_inputs() {
+    return input_sums.has_value() ? &*input_sums : nullptr;
+  }
+
+  const LayerGradCall& call;
+  BackwardNeeds needs;
+  int64_t units, inputs;
+  bool fused;
   // The gated gradient as a whole, where more than one product reads it or the library does.
-  const bool separate = needs_dz || !product || !tiles;
-  const at::Tensor rows =
-      as_rows(modulation.relu && (separate || need_dbias) ? at::threshold_backward(dy, *saved, 0) : dy);
-  const SelectedGates selected(modulation, product || needs_dz || need_dmemory, true);
-  const RowTasks tasks = row_tasks(
-      rows.size(0), rows.size(0) / selected.selection.samples(), 2 * inputs * units,
-      grain_of(tiles ? weight_layout(dy.scalar_type(), inputs, Direction::kBackward) : WeightLayout::kPanels, units));
-  const auto ranges = tasks.samples();
+  bool separate;
+  at::Tensor dy, saved;
+  SelectedGates selected;
+  RowTasks tasks;
   std::optional<ClassSums> output_sums, input_sums;
-  const at::Tensor saved_rows = need_dmemory || modulation.relu ? as_rows(*saved) : at::Tensor();
-  if (need_dmemory) {
-    output_sums.emplace(selected.unique, units, ranges);
+};
+
+// s ⊙ dy, and the output memory's sums on the way; undefined where nothing reads it.
+at::Tensor gate_gradient(Backward& b) {
+  const bool writes = b.needs.dz || b.needs.product;
+  const Gates* gates = b.selected.output_gates();
+  const at::Tensor dz = !writes ? at::Tensor() : gates == nullptr ? b.dy : at::empty_like(b.dy);
+  const MatrixView out = writes && gates != nullptr ? MatrixView(dz, b.units) : MatrixView();
+  if (out || b.needs.dmemory) {
+    const MatrixView factors = b.needs.dmemory ? MatrixView(b.saved, b.units) : MatrixView();
+    gate_rows(MatrixView(b.dy, b.units), out, factors, gates, b.tasks, b.sums_of_outputs());
   }
-  if (need_dinput) {
-    input_sums.emplace(selected.unique, inputs, ranges);
+  return dz;
+}
+
+// dx by micro-kernels, which gate dy and make the output memory's sums where `dz` is undefined.
+at::Tensor fused_dx(Backward& b, const at::Tensor& dz) {
+  const at::Tensor dx = at::empty(b.call.x_shape, b.dy.options());
+  const at::Tensor ungated = b.needs.ungated_dx ? at::empty_like(dx) : at::Tensor();
+  const at::Tensor x = b.needs.dinput_memory ? as_rows(*b.call.x) : at::Tensor();
+  LinearBackward layer{
+      .dy = MatrixView(dz.defined() ? dz : b.dy, b.units),
+      .dx = MatrixView(dx, b.inputs),
+      .x = b.needs.dinput_memory ? MatrixView(x, b.inputs) : MatrixView(),
+      .ungated = b.needs.ungated_dx ? MatrixView(ungated, b.inputs) : MatrixView(),
+      .in = b.selected.input_gates(),
+      .input_sums = b.sums_of_inputs(),
+      .tasks = b.tasks};
+  if (!dz.defined()) {
+    layer.saved = b.saved.defined() ? MatrixView(b.saved, b.units) : MatrixView();
+    layer.relu = b.call.modulation.relu;
+    layer.out = b.selected.output_gates();
+    layer.output_sums = b.sums_of_outputs();
   }
-  at::Tensor dz;
-  if (separate && (needs_dz || need_dmemory || product)) {
-    const bool writes = needs_dz || product;
-    dz = writes && selected.output_gates() == nullptr ? rows : writes ? at::empty_like(rows) : at::Tensor();
-    const MatrixView out = writes && selected.output_gates() != nullptr ? MatrixView(dz, units) : MatrixView();
-    if (out || need_dmemory) {
-      gate_rows(
-          MatrixView(rows, units), out, need_dmemory ? MatrixView(saved_rows, units) : MatrixView(),
-          selected.output_gates(), tasks, need_dmemory ? &*output_sums : nullptr);
-    }
+  linear_gemm_backward(layer, packed_weight(*b.call.weight, Direction::kBackward, b.layout(*b.call.weight)));
+  return dx;
+}
+
+at::Tensor unfused_dx(Backward& b, const at::Tensor& dz) {
+  const at::Tensor dx = at::empty(b.call.x_shape, b.dy.options());
+  const at::Tensor x = b.needs.dinput_memory ? as_rows(*b.call.x) : at::Tensor();
+  at::Tensor rows = dx.view({-1, b.inputs});
+  at::mm_out(rows, dz, *b.call.weight);
+  const MatrixView matrix(dx, b.inputs), factors = b.needs.dinput_memory ? MatrixView(x, b.inputs) : MatrixView();
+  sum_and_gate(
+      b.needs, [&] { gate_rows(matrix, MatrixView(), factors, nullptr, b.tasks, b.sums_of_inputs()); },
+      [&] {
+        if (b.selected.input_gates() != nullptr) {
+          gate_rows(matrix, matrix, MatrixView(), b.selected.input_gates(), b.tasks, nullptr);
+        }
+      });
+  return dx;
+}
+
+at::Tensor weight_gradient(const Backward& b, const at::Tensor& dz) {
+  at::Tensor x = as_rows(*b.call.x);
+  if (const Gates* gates = b.selected.input_gates()) {
+    const at::Tensor gated = at::empty_like(x);
+    gate_rows(MatrixView(x, b.inputs), MatrixView(gated, b.inputs), MatrixView(), gates, b.tasks, nullptr);
+    x = gated;
   }
-  at::Tensor dx, ungated;
-  if (product) {
-    dx = at::empty(x_shape, dy.options());
-    const bool keeps = need_dinput && modulation.gate == Gate::kIdentity;
-    ungated = keeps ? at::empty_like(dx) : at::Tensor();
-    const at::Tensor x_rows = need_dinput ? as_rows(*x) : at::Tensor();
-    if (tiles) {
-      LinearBackward layer;
-      layer.dy = MatrixView(separate ? dz : rows, units);
-      layer.dx = MatrixView(dx, inputs);
-      layer.ungated = keeps ? MatrixView(ungated, inputs) : MatrixView();
-      layer.out = separate ? nullptr : selected.output_gates();
-      layer.in = selected.input_gates();
-      if (!separate) {
-        layer.relu = modulation.relu;
-        layer.saved = saved_rows.defined() ? MatrixView(saved_rows, units) : MatrixView();
-        layer.output_sums = need_dmemory ? &*output_sums : nullptr;
-      }
-      if (need_dinput) {
-        layer.x = MatrixView(x_rows, inputs);
-        layer.input_sums = &*input_sums;
-      }
-      layer.tasks = tasks;
-      linear_gemm_backward(
-          layer,
-          packed_weight(
-              *weight, Direction::kBackward, weight_layout(weight->scalar_type(), inputs, Direction::kBackward)));
-    } else {
-      at::Tensor dx_rows = dx.view({-1, inputs});
-      at::mm_out(dx_rows, dz, *weight);
-      const MatrixView matrix(dx, inputs), factors = need_dinput ? MatrixView(x_rows, inputs) : MatrixView();
-      ClassSums* sums = need_dinput ? &*input_sums : nullptr;
-      if (keeps) {
-        gate_rows(matrix, MatrixView(), factors, nullptr, tasks, sums);
-      }
-      if (selected.input_gates() != nullptr) {
-        gate_rows(matrix, matrix, MatrixView(), selected.input_gates(), tasks, nullptr);
-      }
-      if (need_dinput && !keeps) {
-        gate_rows(matrix, MatrixView(), factors, nullptr, tasks, sums);
-      }
-    }
-    if (need_dx) {
-      gradients[0] = dx;
-    }
+  return at::mm(dz.t(), x);
+}
+
+// The gradients of a layer without inputs, or of no rows.
+Gradients gradients_of_nothing(const LayerGradCall& call) {
+  const BackwardNeeds needs(call);
+  const at::Tensor& dy = call.dy;
+  TORCH_CHECK_VALUE(dy.numel() == 0 || !needs.dmemory, "memmod: the CPU kernel has no layer without inputs");
+  Gradients gradients = empty_gradients(dy);
+  gradients.x = needs.dx ? at::zeros(call.x_shape, dy.options()) : gradients.x;
+  gradients.weight = needs.dweight ? at::zeros({dy.size(-1), call.x_shape.back()}, dy.options()) : gradients.weight;
+  gradients.bias = needs.dbias ? at::sum(as_rows(dy), {0}) : gradients.bias;
+  gradients.memory = needs.dmemory ? at::zeros_like(*call.modulation.memory) : gradients.memory;
+  gradients.input_memory = needs.dinput_memory ? at::zeros_like(*call.modulation.input_memory) : gradients.input_memory;
+  return gradients;
+}
+
+}  // namespace
+
+Gradients linear_backward(const LayerGradCall& call) {
+  if (call.dy.numel() == 0 || call.x_shape.back() == 0) {
+    return gradients_of_nothing(call);
   }
-  if (need_dweight) {
-    at::Tensor x_rows = as_rows(*x);
-    if (selected.input_gates() != nullptr) {
-      const at::Tensor gated = at::empty_like(x_rows);
-      gate_rows(
-          MatrixView(x_rows, inputs), MatrixView(gated, inputs), MatrixView(), selected.input_gates(), tasks, nullptr);
-      x_rows = gated;
-    }
-    gradients[1] = at::mm(dz.t(), x_rows);
+  Backward b(call);
+  Gradients gradients = empty_gradients(call.dy);
+  const at::Tensor dz = b.separate ? gate_gradient(b) : at::Tensor();
+  if (b.needs.product) {
+    const at::Tensor dx = b.fused ? fused_dx(b, dz) : unfused_dx(b, dz);
+    gradients.x = b.needs.dx ? dx : gradients.x;
   }
-  if (need_dbias) {
-    gradients[2] = at::sum(modulation.gate_bias ? dz : rows, {0});
+  if (b.needs.dweight) {
+    gradients.weight = weight_gradient(b, dz);
   }
-  if (need_dmemory) {
-    gradients[3] = output_sums->gradient(selected.memory, modulation.gate);
+  if (b.needs.dbias) {
+    gradients.bias = at::sum(b.needs.gated_dbias ? dz : b.dy, {0});
   }
-  if (need_dinput) {
-    gradients[4] = input_sums->gradient(selected.input_memory, modulation.gate);
+  if (b.needs.dmemory) {
+    gradients.memory = b.output_sums->gradient(b.selected.memory, call.modulation.gate);
+  }
+  if (b.needs.dinput_memory) {
+    gradients.input_memory = b.input_sums->gradient(b.selected.input_memory, call.modulation.gate);
   }
   return gradients;
 }

@@ -15,7 +15,7 @@ using Tensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::T
 using OptionalTensor = std::optional<at::Tensor>;
 
 Tensors as_tuple(const Gradients& gradients) {
-  return {gradients[0], gradients[1], gradients[2], gradients[3], gradients[4]};
+  return {gradients.x, gradients.weight, gradients.bias, gradients.memory, gradients.input_memory};
 }
 
 ConvOptions conv_options(at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
@@ -37,7 +37,7 @@ Tensors modulated_linear_backward(
     const OptionalTensor& memory, const OptionalTensor& input_memory, const at::Tensor& index,
     const OptionalTensor& saved, std::string_view gate, bool gate_bias, std::array<bool, 5> needs) {
   return as_tuple(linear_backward(
-      dy, x_shape, x, weight, {memory, input_memory, index, parse_gate(gate), gate_bias}, saved, needs));
+      {dy, x_shape, x, weight, {memory, input_memory, index, parse_gate(gate), gate_bias}, saved, needs}));
 }
 
 std::tuple<at::Tensor, at::Tensor> modulated_conv2d(
@@ -55,7 +55,7 @@ Tensors modulated_conv2d_backward(
     const OptionalTensor& saved, std::string_view gate, bool gate_bias, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, std::array<bool, 5> needs) {
   return as_tuple(conv2d_backward(
-      dy, x_shape, x, weight, {memory, input_memory, index, parse_gate(gate), gate_bias}, saved, needs,
+      {dy, x_shape, x, weight, {memory, input_memory, index, parse_gate(gate), gate_bias}, saved, needs},
       conv_options(stride, padding, dilation, groups)));
 }
 

@@ -190,18 +190,24 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
         std::vector<c10::IValue>({dy}));
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
-    const Modulation modulation{
-        optional(saved.memory), optional(saved.input_memory), saved.index, call.gate, call.gate_bias, call.relu};
-    Gradients gradients = call.conv.has_value() ? conv2d_backward(
-                                                      dy, x_shape, optional(saved.x), optional(saved.weight),
-                                                      modulation, optional(saved.y), call.needs, *call.conv)
-                                                : linear_backward(
-                                                      dy, x_shape, optional(saved.x), optional(saved.weight),
-                                                      modulation, optional(saved.y), call.needs);
-    for (size_t i = 0; i < gradients.size(); ++i) {
-      if (call.needs[i]) {
-        results[i] = std::move(gradients[i]);
+    const LayerGradCall grad_call{
+        .dy = dy,
+        .x_shape = x_shape,
+        .x = optional(saved.x),
+        .weight = optional(saved.weight),
+        .modulation =
+            {optional(saved.memory), optional(saved.input_memory), saved.index, call.gate, call.gate_bias, call.relu},
+        .saved = optional(saved.y),
+        .needs = call.needs};
+    const Gradients gradients =
+        call.conv.has_value() ? conv2d_backward(grad_call, *call.conv) : linear_backward(grad_call);
+    size_t place = 0;
+    for (const at::Tensor* gradient :
+         {&gradients.x, &gradients.weight, &gradients.bias, &gradients.memory, &gradients.input_memory}) {
+      if (call.needs[place]) {
+        results[place] = *gradient;
       }
+      ++place;
     }
     return results;
   }
