@@ -22,7 +22,7 @@ constexpr int64_t kBandElements = 1 << 16;
 // Pixels of a task below which it takes several images.
 constexpr int64_t kBandPixels = 96;
 constexpr int64_t kSharedTasks = 8;
-// Elements of the image that a forward's task reads anew: 128 KiB.
+// Elements of the image that a forward's task reads again: 128 KiB.
 constexpr int64_t kTaskElements = 1 << 15;
 constexpr int64_t kFewestTasks = 32;
 // A depthwise convolution computes little, and what its tasks read twice counts more than what a cache holds:

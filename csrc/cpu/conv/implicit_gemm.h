@@ -11,7 +11,7 @@
 
 namespace memmod::cpu {
 
-// y = s ⊙ (conv(x, W) + b), or the bias behind the gate, with x gated by `in` before. gates: null for none; image n
+// y = s ⊙ (conv(x, W) + b), or the bias after the gate, with x gated by `in` before. gates: null for none; image n
 // belongs to sample n / images_per_sample. kept: null, or takes the gated part (save_ungated: what the gate
 // multiplies).
 struct ConvForward {

@@ -1,6 +1,6 @@
 // A task copies its rows of the images, with their padding and split into planes, so that a tap of 16 neighbouring
 // pixels is a tile of A: 16 rows at one distance. Pixels are counted along the padded rows; what is computed for those
-// behind the end of a row goes to a place that nobody reads.
+// after the end of a row goes to a place that nobody reads.
 #include "conv/implicit_gemm_amx.h"
 
 #include <algorithm>
@@ -150,7 +150,7 @@ class Copy {
         channels_(whole_chunks(plan.channels)),
         image_size_(rows_ * plan.pitch() * pixel()) {
     thread_local AlignedBuffer<uint16_t> buffer;
-    // The last tile's taps read behind the last row.
+    // The last tile's taps read after the last row.
     data_ = buffer.get(images * image_size_ + (kTileRows + plan.reach_x()) * pixel());
   }
 
@@ -177,8 +177,8 @@ class Copy {
         std::fill_n(to, pitch, 0);
       } else {
         std::fill_n(to, plan_.pad_x * pixel(), 0);
-        const int64_t behind = plan_.pad_x + plan_.width;
-        std::fill(to + behind * pixel(), to + pitch, 0);
+        const int64_t end = plan_.pad_x + plan_.width;
+        std::fill(to + end * pixel(), to + pitch, 0);
       }
       if (beside) {
         continue;

@@ -1,4 +1,4 @@
-// Gates over any dense tensor in one pass: behind a layer of the library, and memmod::modulate_output itself.
+// Gates over any dense tensor in one pass: after a layer of the library, and memmod::modulate_output itself.
 #pragma once
 
 #include <ATen/core/Tensor.h>

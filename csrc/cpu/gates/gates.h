@@ -47,7 +47,7 @@ class Gates {
 // slot, then each class adds up the tasks' sums in ascending order, in fp64.
 class ClassSums {
  public:
-  // tasks: the first sample of each task and the one behind its last; a sample may be in several tasks.
+  // tasks: the first sample of each task and the one after its last; a sample may be in several tasks.
   ClassSums(const UniqueSelections& unique, int64_t width, const std::vector<std::pair<int64_t, int64_t>>& tasks);
 
   // Where task `task` adds the products of a sample [width]; null where the sample selects nothing. Starts as 0.

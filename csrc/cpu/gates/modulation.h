@@ -17,7 +17,7 @@ struct Modulation {
   at::Tensor index;
   Gate gate = Gate::kSigmoid;
   bool gate_bias = true;
-  // The layer ends with a ReLU: y is behind it, and a backward always gets y as `saved`. Only where y gives the
+  // The layer ends with a ReLU: y is its result, and a backward always gets y as `saved`. Only where y gives the
   // memory's gradient, and there is a memory.
   bool relu = false;
 };

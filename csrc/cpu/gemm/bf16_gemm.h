@@ -30,10 +30,10 @@ class Bf16Rows {
 
   // Whether a task's rows of bf16 can be read where they are.
   static bool can_read(const PackedWeight& b);
-  // Reads them there: rows of `channels` elements. Copies those behind the last whole block.
+  // Reads them there: rows of `channels` elements. Copies those after the last whole block.
   Bf16Rows(const void* x, int64_t count, int64_t channels);
 
-  // The pass's channels from `channel` on; clears what lies behind them. Before the rows of a pass.
+  // The pass's channels from `channel` on; clears what lies after them. Before the rows of a pass.
   void start(int64_t channel, int64_t channels);
   // `rows` rows of x, `stride` elements apart, from the pass's first channel on, times s (null: 1), as rows `to` and
   // on.

@@ -22,7 +22,7 @@ class IndirectRows {
   int64_t tiles() const {
     return tiles_;
   }
-  // tiles() is behind the last tile.
+  // tiles() is after the last tile.
   int64_t tile_start(int64_t tile) const {
     return starts_[tile];
   }

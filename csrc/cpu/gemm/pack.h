@@ -9,7 +9,7 @@ namespace memmod::cpu {
 
 // How the tasks of a product read its right operand B.
 enum class WeightLayout {
-  kPanels,     // fp32 [panels][taps][channels][width], zeros behind the last column
+  kPanels,     // fp32 [panels][taps][channels][width], zeros after the last column
   kPairs,      // one tap of bf16 [panels][channels / 2][width][2]
   kAmx,        // bf16 [panels][taps][channels / 32][2][16][16][2]: tiles of 16 pairs of channels by 16 columns
   kAmxBf16x3,  // fp32 in three planes of bf16: [panels][taps][channels / 32][3][2][16][16][2]

@@ -1,4 +1,4 @@
-// memmod::modulated_conv2d on the CPU: by the linear kernel (1×1), by the direct one, or by the library and the tail.
+// memmod::modulated_conv2d on the CPU: by linear_gemm (1×1), by implicit_gemm, or by the library and Elementwise.
 #include <ATen/ops/conv2d.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -120,7 +120,7 @@ void forward_unfused(
     at::Tensor& kept) {
   const int64_t samples = selected.selection.samples();
   const auto format = format_of(channels_last);
-  // Rounded weights times rounded gates lose precision that the tail keeps; groups take other rows of the input gates.
+  // Rounded weights times rounded gates lose precision that gating y keeps; groups take other rows of the input gates.
   if (samples == 1 && !keeps && x.scalar_type() == at::kFloat &&
       (options.groups == 1 || selected.input_gates() == nullptr)) {
     std::optional<at::Tensor> folded_bias = bias;
@@ -262,7 +262,7 @@ struct Backward {
   Path path;
   SelectedGates selected;
   int64_t samples;
-  at::Tensor dy, saved;  // dy: behind the ReLU where it is read as a whole
+  at::Tensor dy, saved;  // dy: past the ReLU where it is read as a whole
   std::optional<ClassSums> sums;
 };
 

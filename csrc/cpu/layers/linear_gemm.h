@@ -8,7 +8,7 @@
 
 namespace memmod::cpu {
 
-// y = out ⊙ ((in ⊙ x) Wᵀ + b), or the bias behind the gate.
+// y = out ⊙ ((in ⊙ x) Wᵀ + b), or the bias after the gate.
 struct LinearForward {
   MatrixView x, y, kept;  // kept: empty, or what the memory's gradient needs
   const float* bias = nullptr;

@@ -65,7 +65,7 @@ struct MicroKernels {
   void (*reduce_rows[kTypes])(
       const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride, float* sums,
       int64_t rows, int64_t count);
-  // The same with every a[r, i] that has b[r, i] <= 0 taken as 0: behind a ReLU with the outputs b.
+  // The same with every a[r, i] that has b[r, i] <= 0 taken as 0: after a ReLU with the outputs b.
   void (*reduce_relu_rows[kTypes])(
       const void* a, const void* b, int64_t stride, const float* s, void* y, int64_t y_stride, float* sums,
       int64_t rows, int64_t count);
