@@ -203,7 +203,7 @@ PLANTS = (
         CONV,
         (
             (
-                "z = results[r * RESULT + column + v], ungated = call.bias_gated ? z + bias[v] : z",
+                "z = results[r * RESULT + column + v], ungated = call.gate_bias ? z + bias[v] : z",
                 "z = results[r * RESULT + column + v], ungated = z + bias[v]",
             ),
         ),

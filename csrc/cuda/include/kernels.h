@@ -58,9 +58,9 @@ struct ClassSums {
 };
 void class_sums(Type type, const ClassSums& call, cudaStream_t stream);
 
-// y [rows, units] = s_out (s_in x W^T + bias), bias behind the gate unless bias_gated, for at most SMALL_ROWS rows; row
+// y [rows, units] = s_out (s_in x W^T + bias), bias after the gate unless gate_bias, for at most SMALL_ROWS rows; row
 // r belongs to sample r / rows_per_sample. saved (null: not kept): the gated product, or that before its gate if
-// ungated.
+// save_ungated.
 constexpr int SMALL_ROWS = 16;
 struct LinearSmall {
   const void *x, *weight, *bias;
@@ -68,7 +68,7 @@ struct LinearSmall {
   Selection out, in;
   int64_t units, inputs;
   int rows, rows_per_sample;
-  bool bias_gated, ungated;
+  bool gate_bias, save_ungated;
 };
 void linear_small(Type type, const LinearSmall& call, cudaStream_t stream);
 
@@ -81,7 +81,7 @@ struct Conv2d {
   Selection out;
   int images_per_sample, images, height, width, inputs, units, kernel_h, kernel_w, out_height, out_width;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
-  bool bias_gated, ungated, relu, transposed, tf32;
+  bool gate_bias, save_ungated, relu, transposed, tf32;
   // Set by conv2d(): y and saved start at multiples of 16 bytes.
   bool aligned;
 };
