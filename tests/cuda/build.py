@@ -36,7 +36,7 @@ KINDS = {
 
 def sources() -> dict[str, str]:
     """The files that the kernels are made of, by their path under csrc/, and the tests' own kernels."""
-    files = [*(ROOT / "csrc/cuda").iterdir(), *(ROOT / "csrc/include").iterdir()]
+    files = [path for path in (ROOT / "csrc/cuda").rglob("*") if path.is_file()]
     own = {"cuda/wrappers.cu": (SHIM / "wrappers.cu").read_text()}
     return own | {str(file.relative_to(ROOT / "csrc")): file.read_text() for file in sorted(files)}
 
@@ -45,13 +45,13 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
     """The shared library of these sources; every part is compiled once, whichever process comes first."""
     BUILD.mkdir(parents=True, exist_ok=True)
     options, macros = KINDS[kind]
-    headers = {name: text for name, text in files.items() if name.startswith("include/")}
-    headers["include/host.h"] = (SHIM / "host.h").read_text()
+    headers = {name: text for name, text in files.items() if name.startswith("cuda/include/")}
+    headers["cuda/include/host.h"] = (SHIM / "host.h").read_text()
     folder = BUILD / _hash(headers)
     with locked(folder):
         for name, text in headers.items():
             _write(folder / name, text)
-    library_options = [f"-I{folder / 'include'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    library_options = [f"-I{folder / 'cuda/include'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
 
     def compile_one(name: str, text: str, own: list[str]) -> Path:
         command = ["g++", *FLAGS, *own, *macros, *library_options, "-x", "c++"]

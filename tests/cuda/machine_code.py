@@ -56,7 +56,7 @@ def kernels() -> list[Path]:
 
 def nvcc(source: Path, *options: str) -> tuple[str, Path]:
     """(what nvcc printed, the file it wrote); compiled once for the same sources, options and release."""
-    headers = sorted((ROOT / "csrc/include").iterdir())
+    headers = sorted((ROOT / "csrc/cuda/include").iterdir())
     text = repr([release(), FLAGS, options, torch.__version__, *(file.read_text() for file in (source, *headers))])
     target = BUILD / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     log = target.with_suffix(".log")
@@ -64,7 +64,7 @@ def nvcc(source: Path, *options: str) -> tuple[str, Path]:
     # Two test processes want the same files, and one must not read what the other has half written.
     with locked(target):
         if not log.exists():
-            include = [f"-I{ROOT / 'csrc/include'}", f"-I{Path(torch.__file__).parent / 'include'}"]
+            include = [f"-I{ROOT / 'csrc/cuda/include'}", f"-I{Path(torch.__file__).parent / 'include'}"]
             command = ["nvcc", *FLAGS, *include, *options, str(source), "-o", str(target)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:

@@ -54,7 +54,7 @@ def test_ptx_of_every_wrapper():
 
 
 def test_every_wrapper_is_touched():
-    text = (ROOT / "csrc/include/ptx.cuh").read_text().partition("#else")[0]
+    text = (ROOT / "csrc/cuda/include/ptx.cuh").read_text().partition("#else")[0]
     wrappers = re.findall(r"__forceinline__ \w+ (?!name\b)(\w+)\(|^MEMMOD_MMA\((\w+),", text, re.MULTILINE)
     # What the wrappers themselves use.
     names = {function or product for function, product in wrappers} - {"shared_address"}
