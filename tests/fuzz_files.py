@@ -41,7 +41,7 @@ from memmod.runs import commands
 from memmod.runs.commands import DataOptions, UnlearnOptions
 from memmod.runs.restore import restore_base, restore_unlearned
 from memmod.unlearning import Trainer
-from memmod.unlearning.trainer import _Round
+from memmod.unlearning.round import Round
 from tests.unlearning import problem
 
 SECONDS = 10
@@ -468,7 +468,7 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
     Trainer(problem.modulated(), data, problem.quick(), folder).fit()
     content = path.read_bytes()
 
-    def state(round_: _Round) -> tuple:
+    def state(round_: Round) -> tuple:
         tensors = {**round_.wf.memory_state(), **{f"best {k}": t for k, t in round_.best_memories.items()}}
         for i, values in round_.optimiser.state_dict()["state"].items():
             tensors.update({f"{i} {key}": value for key, value in values.items()})
@@ -478,18 +478,18 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
 
     def reach() -> tuple:
         reached: list[tuple] = []
-        run = _Round.run
+        run = Round.run
 
-        def stop(self: _Round) -> None:
+        def stop(self: Round) -> None:
             reached.append(state(self))
             raise Reached
 
-        _Round.run = stop
+        Round.run = stop
         try:
             with contextlib.suppress(Reached):
                 Trainer(problem.modulated(), data, problem.quick(), folder).fit(resume=True)
         finally:
-            _Round.run = run
+            Round.run = run
         return reached[0]
 
     tensors, progress = reach()
