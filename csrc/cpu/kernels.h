@@ -117,6 +117,8 @@ enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 Isa isa();
 const char* isa_name();
+// For tests, while no kernel runs: the named one, or with "" the best.
+void set_isa(const char* name);
 
 // The table in use.
 const Kernels& kernels();

@@ -4,6 +4,7 @@
 #include <c10/util/Half.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <iterator>
@@ -117,9 +118,7 @@ Isa best() {
 #endif
 }
 
-Isa choose() {
-  const char* named = std::getenv("MEMMOD_CPU_ISA");
-  const std::string name = named == nullptr ? "" : named;
+Isa parse(const std::string& name) {
   if (name.empty()) {
     return best();
   }
@@ -132,13 +131,24 @@ Isa choose() {
   return chosen;
 }
 
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> value = [] {
+    const char* named = std::getenv("MEMMOD_CPU_ISA");
+    return parse(named == nullptr ? "" : named);
+  }();
+  return value;
+}
+
 }  // namespace
 
 constexpr Kernels kPortable = {0, kColumns, Vector::kLanes, 768, {}, {}, MEMMOD_ROW_FUNCTIONS};
 
 Isa isa() {
-  static const Isa chosen = choose();
-  return chosen;
+  return chosen().load(std::memory_order_relaxed);
+}
+
+void set_isa(const char* name) {
+  chosen() = parse(name);
 }
 
 const char* isa_name() {
