@@ -30,6 +30,7 @@ def _run(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_import_is_lean_and_silent():
     result = _run(PROGRAM)
     assert result.returncode == 0, result.stderr
