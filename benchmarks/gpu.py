@@ -33,13 +33,13 @@ class Stage(NamedTuple):
 
 def stages(out: Path) -> tuple[Stage, ...]:
     python = sys.executable
-    # In this order; each file once.
-    tests = ("tests/ops/test_gpu_types.py", "tests/ops/test_cuda.py", "tests/ops")
+    first = "tests/ops/test_gpu_types.py"
     # A file that needs what is not installed is reported, and the others run.
     pytest = ("-m", "pytest", "-v", "-m", "gpu", "--continue-on-collection-errors", "-p", "no:cacheprovider")
     return (
         Stage("build", 0.25, (python, "setup.py", "build_ext", "--inplace")),
-        Stage("tests", 0.55, (python, *pytest, *tests)),
+        Stage("types", 0.4, (python, *pytest, first)),
+        Stage("tests", 0.55, (python, *pytest, "tests/ops", f"--ignore={first}")),
         Stage("ratios", 0.85, (python, "-m", "benchmarks.gpu_ratios", "--out", str(out))),
         Stage("tables", 1.0, (python, "-m", "benchmarks.retune")),
     )
