@@ -74,6 +74,23 @@ def test_every_stage_exists_and_its_time_is_later_than_the_one_before(tmp_path: 
         assert (ROOT / path).exists(), path
 
 
+def test_the_kernels_are_in_place_while_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "kernels/memmod_kernels").mkdir(parents=True)
+    (tmp_path / "memmod").mkdir()
+    link = tmp_path / "memmod/kernels"
+    with pytest.raises(KeyboardInterrupt), gpu.kernels_in_place(tmp_path):
+        assert link.samefile(tmp_path / "kernels/memmod_kernels")
+        raise KeyboardInterrupt
+    assert not link.is_symlink()
+    link.symlink_to("nowhere")
+    with gpu.kernels_in_place(tmp_path):
+        assert link.samefile(tmp_path / "kernels/memmod_kernels")
+    link.mkdir()
+    with gpu.kernels_in_place(tmp_path):
+        assert link.is_dir() and not link.is_symlink()
+    assert link.is_dir()
+
+
 @pytest.mark.slow
 def test_nothing_that_runs_on_a_gpu_needs_what_may_be_missing(bare: dict[str, str]) -> None:
     program = (
