@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import io
 import json
 import logging
 import random
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import load as deserialise
 from safetensors.torch import save
 from torch import nn
@@ -405,8 +403,7 @@ def make_runs(folder: Path, seed: int) -> dict[str, dict[str, bytes]]:
     """The files of a base and of an unlearned run in `folder`, as small as they get."""
     base = commands.train(folder / "base", DataOptions(), "resnet", changes={"epochs": 1, "seed": seed}, overwrite=True)
     tiny = {"steps": 2, "eval_every": 1, "batch_size": 8, "seed": seed, "validation_images": 40}
-    console = Console(file=io.StringIO())
-    commands.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True, console=console)
+    commands.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True)
     return {run: {name: (folder / run / name).read_bytes() for name in names} for run, names in FILES.items()}
 
 

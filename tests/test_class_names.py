@@ -66,7 +66,7 @@ def test_digits_as_names() -> None:
         ({0: "cat", 1: "cat", 2: "owl"}, "repeats 'cat'"),
         (["cat", "dog"], "2 class_names for 3 classes"),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_is_refused(given, text: str) -> None:
     with pytest.raises(ModelError) as caught:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -134,7 +135,7 @@ def problems(kernel: Facts) -> list[str]:
 def every_kernel() -> dict[int, list[Facts]]:
     """All kernels, by architecture."""
     jobs = [(source, arch) for arch in ARCHITECTURES for source in kernels()]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: facts(*job), jobs))
     found: dict[int, list[Facts]] = {arch: [] for arch in ARCHITECTURES}
     for (_, arch), some in zip(jobs, results, strict=True):

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "micro/cpu_features.h"
+
 namespace memmod::cpu {
 namespace {
 
@@ -20,6 +22,7 @@ struct Stamp {
   uint32_t version = 0;
   at::ScalarType dtype = at::kFloat;
   std::vector<int64_t> sizes, strides;
+  Isa isa = memmod::cpu::isa();
   std::array<uint32_t, kProbes> probes{};
 
   bool operator==(const Stamp& other) const = default;

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <iterator>
 #include <string>
@@ -40,9 +41,7 @@ Isa best() {
 #endif
 }
 
-Isa choose() {
-  const char* named = std::getenv("MEMMOD_CPU_ISA");
-  const std::string name = named == nullptr ? "" : named;
+Isa parse(const std::string& name) {
   if (name.empty()) {
     return best();
   }
@@ -55,11 +54,22 @@ Isa choose() {
   return chosen;
 }
 
+std::atomic<Isa>& chosen() {
+  static std::atomic<Isa> value = [] {
+    const char* named = std::getenv("MEMMOD_CPU_ISA");
+    return parse(named == nullptr ? "" : named);
+  }();
+  return value;
+}
+
 }  // namespace
 
 Isa isa() {
-  static const Isa chosen = choose();
-  return chosen;
+  return chosen().load(std::memory_order_relaxed);
+}
+
+void set_isa(const char* name) {
+  chosen() = parse(name);
 }
 
 const char* isa_name() {

@@ -9,5 +9,7 @@ enum class Isa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 // or one that the processor does not have.
 Isa isa();
 const char* isa_name();
+// For tests, while no kernel runs: the named one, or with "" the best.
+void set_isa(const char* name);
 
 }  // namespace memmod::cpu

@@ -426,4 +426,5 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("output", memmod::cpu::output, "modulate_output, or None");
   module.def("packed_bytes", memmod::cpu::packed_bytes, "bytes of packed weights that are kept");
   module.def("isa", [] { return memmod::cpu::isa_name(); }, "instruction set of the kernels in use");
+  module.def("set_isa", memmod::cpu::set_isa, "for tests: the kernels of another instruction set");
 }
