@@ -10,38 +10,112 @@ DEVELOP := $(VENV)/.stamp-dev
 INSTALLED := $(VENV)/.stamp-memmod
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
+SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: demo test aot gpu-report aot-triton-3.6 bench sanitize lint format clean distclean
+.PHONY: demo check test test-all gpu aot gpu-report aot-triton-3.6 bench sanitize lint format clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
 
-test: export OMP_NUM_THREADS := 1
-test: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m pytest -n 2 -m "not aot and not interpreter and not cuda_host and not cuda_host_planted"
-	@echo "Triton kernels, run on the CPU by Triton's interpreter:"
-	TRITON_INTERPRET=1 $(VENV)/bin/python -m pytest -n 2 -m interpreter tests/triton
-	TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(VENV)/bin/python -m pytest -n 2 $(INTERPRETED)
-	@echo "Triton and CUDA kernels, compiled ahead of time and inspected:"
-	$(VENV)/bin/python -m pytest -n 2 -m aot tests/triton tests/cuda
-	@echo "CUDA kernels, run on the CPU under the host shim:"
-	$(VENV)/bin/python -m tests.cuda.run plain -n 2 $(ON_HOST)
-	$(VENV)/bin/python -m tests.cuda.run plain -n 2 tests/cuda -m cuda_host
-	$(VENV)/bin/python -m tests.cuda.run asan -n 2 tests/cuda -m cuda_host
-	$(VENV)/bin/python -m tests.cuda.run tsan -n 2 tests/cuda -m cuda_host
-	@echo "CUDA kernels with planted errors, each of which has to be caught:"
-	$(VENV)/bin/python -m pytest -n 2 tests/cuda -m cuda_host_planted
+# As many processes of pytest as there are processors, up to 8, each with one thread.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS)
+check test test-all aot aot-triton-3.6 sanitize: export OMP_NUM_THREADS := 1
+check test test-all aot aot-triton-3.6 sanitize: export NO_COLOR := 1
 
-aot: $(INSTALLED) $(DEVELOP)
-	$(VENV)/bin/python -m pytest -n 2 -m aot tests/triton tests/cuda
+# A suite is a file, build/suites/NAME, with the closing line of its last run that passed; it is run again when a file
+# that it reads has changed, and with FORCE=1. Its output is in build/suites/NAME.log.
+SUITES := build/suites
+files = $(shell find $(1) \( -name __pycache__ -o -name '*.so' -o -name _build_info.json \) -prune -o -print)
+EVERYTHING := $(call files,memmod kernels csrc tests benchmarks docs README.md CONTRIBUTING.md Makefile MANIFEST.in)
+GPU_SOURCES := $(call files,memmod/ops kernels csrc tests/ops tests/triton tests/cuda benchmarks docs/gpu-report.md) \
+  memmod/functional.py memmod/errors.py pyproject.toml
+define run
+@mkdir -p $(SUITES)
+@echo "== $(@F)"
+set -o pipefail; $(1) 2>&1 | tee $@.log
+@tail -n 1 $@.log > $@
+endef
+# Of some suites how each ended.
+closing = @for suite in $(notdir $(1)); do echo "$$suite:"; cat $(SUITES)/$$suite; done
+
+# In one process: the markers say what needs another.
+PLAIN := not aot and not interpreter and not cuda_host and not cuda_host_planted
+TEST := $(addprefix $(SUITES)/,memmod interpreter interpreted-ops machine-code cuda-on-cpu cuda-ops-on-cpu)
+TEST_ALL := $(addprefix $(SUITES)/,cuda-planted cuda-asan cuda-tsan machine-code-all sanitize fuzz triton-3.6 \
+  exhaustive)
+ifdef FORCE
+.PHONY: $(TEST) $(TEST_ALL)
+endif
+$(TEST) $(TEST_ALL): $(INSTALLED) $(DEVELOP)
+
+# After each change: within two minutes.
+check: lint $(INSTALLED) $(DEVELOP)
+	$(PYTEST) -q -m "$(PLAIN) and not slow and not exhaustive"
+
+# Whether memmod works here: within ten minutes.
+test: $(TEST)
+	$(call closing,$^)
+
+# The rest.
+test-all: $(TEST_ALL)
+	$(call closing,$^)
+
+$(SUITES)/memmod: $(EVERYTHING)
+	$(call run,$(PYTEST) -m "$(PLAIN) and not exhaustive")
+
+# Triton kernels, run on the CPU by Triton's interpreter: their own tests, and the op tests.
+$(SUITES)/interpreter: $(GPU_SOURCES)
+	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/triton)
+
+$(SUITES)/interpreted-ops: $(GPU_SOURCES)
+	$(call run,TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(PYTEST) $(INTERPRETED))
+
+# Triton and CUDA kernels, compiled ahead of time for one GPU generation, then for all others, and inspected.
+$(SUITES)/machine-code: $(GPU_SOURCES)
+	$(call run,$(PYTEST) -m "aot and not exhaustive" tests/triton tests/cuda)
+
+$(SUITES)/machine-code-all: $(GPU_SOURCES)
+	$(call run,$(PYTEST) -m "aot and exhaustive" tests/triton tests/cuda)
+
+# CUDA kernels, run on the CPU under the host shim: the op tests, their own, these with sanitizers, and planted errors.
+$(SUITES)/cuda-ops-on-cpu: $(GPU_SOURCES)
+	$(call run,$(VENV)/bin/python -m tests.cuda.run plain -n $(WORKERS) $(ON_HOST))
+
+$(SUITES)/cuda-on-cpu: $(GPU_SOURCES)
+	$(call run,$(VENV)/bin/python -m tests.cuda.run plain -n $(WORKERS) tests/cuda -m cuda_host)
+
+$(SUITES)/cuda-asan $(SUITES)/cuda-tsan: $(SUITES)/cuda-%: $(GPU_SOURCES)
+	$(call run,$(VENV)/bin/python -m tests.cuda.run $* -n $(WORKERS) tests/cuda -m cuda_host)
+
+$(SUITES)/cuda-planted: $(GPU_SOURCES)
+	$(call run,$(PYTEST) tests/cuda -m cuda_host_planted)
+
+# Many more damaged files than `make test` reads.
+$(SUITES)/fuzz: $(EVERYTHING)
+	$(call run,$(VENV)/bin/python -m tests.fuzz_files --memory 2000 --runs 500)
+
+# Large networks, every order of calls of a compiled model, killed and resumed, a wheel with its extension.
+$(SUITES)/exhaustive: $(EVERYTHING)
+	$(call run,$(PYTEST) -m "$(PLAIN) and exhaustive")
+
+aot: $(SUITES)/machine-code $(SUITES)/machine-code-all
+	$(call closing,$^)
 
 gpu-report: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m tests.triton.report
 
+# On a machine with a GPU, and with torch, Triton, nvcc, pytest and timm in PYTHON: installs nothing.
+gpu:
+	$(PYTHON) -m benchmarks.gpu
+
 # The same checks with the compiler that some GPU machines have, beside .venv's own.
 TRITON_OLD := build/triton-3.6
-aot-triton-3.6: $(INSTALLED) $(DEVELOP) $(TRITON_OLD)/.stamp
-	PYTHONPATH=$(abspath $(TRITON_OLD)) $(VENV)/bin/python -m pytest -n 2 -m aot tests/triton
+aot-triton-3.6: $(SUITES)/triton-3.6
+	$(call closing,$^)
+
+$(SUITES)/triton-3.6: $(GPU_SOURCES) $(TRITON_OLD)/.stamp
+	$(call run,PYTHONPATH=$(abspath $(TRITON_OLD)) $(PYTEST) -m aot tests/triton)
 
 $(TRITON_OLD)/.stamp: requirements/triton-3.6.txt | $(VENV)/bin/python
 	rm -rf $(@D)
@@ -51,9 +125,9 @@ $(TRITON_OLD)/.stamp: requirements/triton-3.6.txt | $(VENV)/bin/python
 KERNEL_TESTS := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv2d.py tests/ops/test_modulate_output.py \
   tests/ops/test_determinism.py tests/ops/test_gradients.py tests/ops/test_torch_library.py
 # What Triton's interpreter serves of them: neither fp64 nor bf16, and its library products follow the threads.
-INTERPRETED := $(KERNEL_TESTS) -k "not gradcheck and not autocast and not threads"
+INTERPRETED = $(KERNEL_TESTS) -k "not gradcheck and not autocast and not threads"
 # What the CUDA kernels serve: not fp64; the library's products beside them follow the threads.
-ON_HOST := $(KERNEL_TESTS) -k "not gradcheck and not threads"
+ON_HOST = $(KERNEL_TESTS) -k "not gradcheck and not threads"
 
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
@@ -63,13 +137,17 @@ bench: $(INSTALLED) $(DEVELOP)
 SANITIZED := build/sanitize
 PRELOAD = $(foreach library,asan stdc++,$(shell $${CXX:-c++} -print-file-name=lib$(library).so))
 
-sanitize: $(REQUIRED) $(DEVELOP)
+sanitize: $(SUITES)/sanitize
+	$(call closing,$^)
+
+$(SUITES)/sanitize: $(call files,memmod/ops csrc tests/ops setup.py) memmod/functional.py
 	mkdir -p $(SANITIZED)
 	tar -c --exclude='*.so' --exclude=_build_info.json --exclude=__pycache__ \
 	  setup.py pyproject.toml README.md csrc memmod kernels benchmarks tests | tar -x -C $(SANITIZED)
 	cd $(SANITIZED) && MEMMOD_SANITIZE=1 MEMMOD_CUDA=0 python setup.py --quiet build_ext --inplace
-	cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-	  UBSAN_OPTIONS=print_stacktrace=1 python -m pytest --capture=sys tests/ops -k "not reference and not compile and not isa"
+	$(call run,cd $(SANITIZED) && LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+	  UBSAN_OPTIONS=print_stacktrace=1 python -m pytest --capture=sys -n $(WORKERS) tests/ops \
+	  -k "not reference and not compile and not isa")
 
 lint: $(DEVELOP)
 	$(VENV)/bin/ruff check .

@@ -78,9 +78,9 @@ def cpu_extension(compiler: str) -> Extension:
     os.environ["CXX"] = compiler
     return CppExtension(
         "memmod._cpu",
-        sources=relative((ROOT / "csrc/cpu").glob("*.cpp")),
-        depends=relative((ROOT / "csrc").rglob("*.[hi]*")),
-        include_dirs=[str(ROOT / "csrc/include")],
+        sources=relative((ROOT / "csrc/cpu").rglob("*.cpp")),
+        depends=relative((ROOT / "csrc/cpu").rglob("*.[hi]*")),
+        include_dirs=[str(ROOT / "csrc/cpu")],
         extra_compile_args={"cxx": CXX_FLAGS + sanitizers()},
         extra_link_args=sanitizers(),
     )
@@ -202,8 +202,8 @@ def cuda_extension(compiler: str) -> tuple[Extension, dict[str, Any]]:
     extension = CUDAExtension(
         "memmod._cuda",
         sources=relative([*kernels, ROOT / "csrc/cuda/module.cpp"]),
-        depends=relative((ROOT / "csrc/include").iterdir()),
-        include_dirs=[str(ROOT / "csrc/include")],
+        depends=relative((ROOT / "csrc/cuda/include").iterdir()),
+        include_dirs=[str(ROOT / "csrc/cuda/include")],
         define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI), ("USE_CUDA", None)],
         extra_compile_args={
             "cxx": ["-O3", "-g0", "-std=c++20", "-Wall"],

@@ -176,7 +176,12 @@ CONV = tuple(_convs() + _on_gpu(_large_conv()))
 NETWORKS = (
     NetworkCase("ResNet-18", "32x32 batch 64", "timm:resnet18", 32, 64, quick=True),
     NetworkCase("ResNet-18", "224x224 batch 8", "timm:resnet18", 224, 8),
+    NetworkCase("ResNet-50", "224x224 batch 8", "timm:resnet50", 224, 8),
+    NetworkCase("EfficientNet-Lite0", "224x224 batch 8", "timm:efficientnet_lite0", 224, 8),
+    NetworkCase("ConvNeXt-T", "224x224 batch 4", "timm:convnext_tiny", 224, 4),
     NetworkCase("ViT-T", "224x224 batch 8", "timm:vit_tiny_patch16_224", 224, 8, convolutional=False),
+    NetworkCase("ViT-S", "224x224 batch 4", "timm:vit_small_patch16_224", 224, 4, convolutional=False),
+    NetworkCase("Swin-T", "224x224 batch 4", "timm:swin_tiny_patch4_window7_224", 224, 4, convolutional=False),
     NetworkCase("ResNet-18", "224x224 batch 64", "timm:resnet18", 224, 64, devices=("cuda",)),
     NetworkCase("ViT-S", "224x224 batch 64", "timm:vit_small_patch16_224", 224, 64, False, devices=("cuda",)),
 )

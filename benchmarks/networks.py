@@ -122,6 +122,15 @@ def _plain(network: Network, folded: bool) -> Rival:
     return Rival(model, (token,), model)
 
 
+def _compiled(network: Network) -> Rival:
+    """torch.compile of the frozen network; its backward ends at the bias of the first gated layer, or of its norm."""
+    torch._dynamo.reset()
+    model = copy.deepcopy(network.base)
+    first = next(iter(_places(network, folded=False).values()))
+    bias = model.get_submodule(first).bias.requires_grad_()
+    return Rival(torch.compile(model, dynamic=False), (bias,), model)
+
+
 def _eager(network: Network, folded: bool) -> Rival:
     model = _folded(network) if folded else copy.deepcopy(network.base)
     rows = gate_rows(network.index)
@@ -144,6 +153,7 @@ def _memmod(network: Network) -> Rival:
 NETWORK_RIVALS: dict[str, Callable[[Network], Rival]] = {
     "plain": lambda network: _plain(network, folded=False),
     "plain folded": lambda network: _plain(network, folded=True),
+    "plain compiled": _compiled,
     "eager unfolded": lambda network: _eager(network, folded=False),
     "eager folded": lambda network: _eager(network, folded=True),
     "memmod": _memmod,

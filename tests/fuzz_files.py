@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
-import io
 import json
 import logging
 import random
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors.torch import load as deserialise
 from safetensors.torch import save
 from torch import nn
@@ -41,7 +39,7 @@ from memmod.runs import commands
 from memmod.runs.commands import DataOptions, UnlearnOptions
 from memmod.runs.restore import restore_base, restore_unlearned
 from memmod.unlearning import Trainer
-from memmod.unlearning.trainer import _Round
+from memmod.unlearning.round import Round
 from tests.unlearning import problem
 
 SECONDS = 10
@@ -405,8 +403,7 @@ def make_runs(folder: Path, seed: int) -> dict[str, dict[str, bytes]]:
     """The files of a base and of an unlearned run in `folder`, as small as they get."""
     base = commands.train(folder / "base", DataOptions(), "resnet", changes={"epochs": 1, "seed": seed}, overwrite=True)
     tiny = {"steps": 2, "eval_every": 1, "batch_size": 8, "seed": seed, "validation_images": 40}
-    console = Console(file=io.StringIO())
-    commands.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True, console=console)
+    commands.unlearn(base, folder / "unlearned", UnlearnOptions(changes=tiny), overwrite=True)
     return {run: {name: (folder / run / name).read_bytes() for name in names} for run, names in FILES.items()}
 
 
@@ -468,7 +465,7 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
     Trainer(problem.modulated(), data, problem.quick(), folder).fit()
     content = path.read_bytes()
 
-    def state(round_: _Round) -> tuple:
+    def state(round_: Round) -> tuple:
         tensors = {**round_.wf.memory_state(), **{f"best {k}": t for k, t in round_.best_memories.items()}}
         for i, values in round_.optimiser.state_dict()["state"].items():
             tensors.update({f"{i} {key}": value for key, value in values.items()})
@@ -478,18 +475,18 @@ def fuzz_checkpoints(count: int, seed: int, folder: Path) -> Tally:
 
     def reach() -> tuple:
         reached: list[tuple] = []
-        run = _Round.run
+        run = Round.run
 
-        def stop(self: _Round) -> None:
+        def stop(self: Round) -> None:
             reached.append(state(self))
             raise Reached
 
-        _Round.run = stop
+        Round.run = stop
         try:
             with contextlib.suppress(Reached):
                 Trainer(problem.modulated(), data, problem.quick(), folder).fit(resume=True)
         finally:
-            _Round.run = run
+            Round.run = run
         return reached[0]
 
     tensors, progress = reach()

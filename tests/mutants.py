@@ -12,7 +12,7 @@ HEAD = """# Planted errors, and what catches them
 
 A check that has never failed proves nothing. The tests plant each of these errors in a copy of the kernels and require
 that the check meant for it fails; without the error the same check passes. Written by `python -m tests.mutants`;
-`make test` runs every line, and fails if this file is out of date.
+`make test` and `make test-all` run every line, and fail if this file is out of date.
 """
 TRITON = """## Triton kernels
 

@@ -53,6 +53,7 @@ def test_main_prints_the_cuda_build_without_a_gpu(capsys, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_runs_as_a_module():
     result = subprocess.run(
         [sys.executable, "-m", "memmod.info"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120

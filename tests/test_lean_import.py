@@ -30,12 +30,14 @@ def _run(program: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_import_is_lean_and_silent():
     result = _run(PROGRAM)
     assert result.returncode == 0, result.stderr
     assert result.stdout == result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", ["sklearn", "rich"])
 def test_the_check_notices_a_heavy_import(heavy):
     pytest.importorskip(heavy)
@@ -50,12 +52,14 @@ modulate_output(torch.randn(2, 3), torch.randn(4, 3), torch.tensor([1, -1]))
 """
 
 
+@pytest.mark.slow
 def test_first_call_is_silent():
     result = _run(FIRST_CALL)
     assert result.returncode == 0, result.stderr
     assert result.stdout == result.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(extension.unusable() is not None, reason="no compiled extension")
 def test_the_check_notices_loaded_kernels():
     result = _run(FIRST_CALL + PROGRAM)

@@ -32,6 +32,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_feature_extractors_keep_the_gates(name: str) -> None:
     build, part = CASES[name]

@@ -39,6 +39,7 @@ def run(kill: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.exhaustive
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """Within a step, while a checkpoint is written, and while the base is measured."""
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"

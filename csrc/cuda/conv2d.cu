@@ -252,10 +252,10 @@ __global__ void __launch_bounds__(THREADS, 1) conv2d_kernel(Conv2d call) {
     }
     Vector<T, V> b_y, b_saved;
     for (int v = 0; v < V; ++v) {
-      const float z = results[r * RESULT + column + v], ungated = call.bias_gated ? z + bias[v] : z;
-      const float gated = ungated * gate[v], shifted = call.bias_gated ? gated : gated + bias[v];
+      const float z = results[r * RESULT + column + v], ungated = call.gate_bias ? z + bias[v] : z;
+      const float gated = ungated * gate[v], shifted = call.gate_bias ? gated : gated + bias[v];
       b_y.at[v] = static_cast<T>(call.relu && shifted < 0.0f ? 0.0f : shifted);
-      b_saved.at[v] = static_cast<T>(call.ungated ? ungated : gated);
+      b_saved.at[v] = static_cast<T>(call.save_ungated ? ungated : gated);
     }
     const int64_t o = static_cast<int64_t>(m) * call.units + unit;
     auto* const y = static_cast<T*>(call.y);

@@ -62,11 +62,11 @@ __global__ void __launch_bounds__(THREADS, 1) linear_small_kernel(LinearSmall ca
     const int64_t o = unit + u;
     if (lane >= rows || o >= call.units) continue;
     const float bias = call.bias != nullptr ? static_cast<float>(static_cast<const T*>(call.bias)[o]) : 0.0f;
-    const float ungated = call.bias_gated ? z + bias : z;
+    const float ungated = call.gate_bias ? z + bias : z;
     const float gated = ungated * gate_of(call.out, lane / call.rows_per_sample, o);
     const int64_t at = lane * call.units + o;
-    static_cast<T*>(call.y)[at] = static_cast<T>(call.bias_gated ? gated : gated + bias);
-    if (call.saved != nullptr) static_cast<T*>(call.saved)[at] = static_cast<T>(call.ungated ? ungated : gated);
+    static_cast<T*>(call.y)[at] = static_cast<T>(call.gate_bias ? gated : gated + bias);
+    if (call.saved != nullptr) static_cast<T*>(call.saved)[at] = static_cast<T>(call.save_ungated ? ungated : gated);
   }
 }
 

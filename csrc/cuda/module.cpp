@@ -97,7 +97,7 @@ void class_sums_op(Tensor a, Optional b, Tensor dmemory, Tensor memory, Tensor i
 
 void linear_small_op(
     Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Optional input_memory,
-    Tensor index, int64_t gate, bool bias_gated, bool ungated) {
+    Tensor index, int64_t gate, bool gate_bias, bool save_ungated) {
   const int64_t rows = y.numel() / y.size(-1);
   STD_TORCH_CHECK(rows <= SMALL_ROWS, "linear_small takes ", SMALL_ROWS, " rows at most, not ", rows);
   const Place place(x);
@@ -105,14 +105,14 @@ void linear_small_op(
       type_of(x),
       {x.const_data_ptr(), weight.const_data_ptr(), read(bias), y.mutable_data_ptr(), write(saved),
        selection(memory, index, gate), selection(input_memory, index, gate), weight.size(0), weight.size(1),
-       static_cast<int>(rows), static_cast<int>(rows / index.size(0)), bias_gated, ungated},
+       static_cast<int>(rows), static_cast<int>(rows / index.size(0)), gate_bias, save_ungated},
       place.stream());
 }
 
 // x, weight, y and saved as [.., height, width, channels]; geometry: strides, paddings, dilations
 void conv2d_op(
     Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Tensor index, int64_t gate,
-    bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, Sizes geometry) {
+    bool gate_bias, bool save_ungated, bool relu, bool transposed, bool tf32, Sizes geometry) {
   const int64_t pixels = y.numel() / y.size(3);
   STD_TORCH_CHECK(
       pixels < (1LL << 31) - (1 << 16), "conv2d counts pixels in 32 bits, and there are ", pixels, ": split the batch");
@@ -132,7 +132,7 @@ void conv2d_op(
   call.out_height = size(y, 1), call.out_width = size(y, 2);
   call.stride_h = option(0), call.stride_w = option(1), call.padding_h = option(2), call.padding_w = option(3);
   call.dilation_h = option(4), call.dilation_w = option(5);
-  call.bias_gated = bias_gated, call.ungated = ungated, call.relu = relu;
+  call.gate_bias = gate_bias, call.save_ungated = save_ungated, call.relu = relu;
   call.transposed = transposed, call.tf32 = tf32;
   conv2d(type_of(x), call, place.stream());
 }
@@ -146,10 +146,10 @@ STABLE_TORCH_LIBRARY(memmod_cuda, m) {
   m.def("class_sums(Tensor a, Tensor? b, Tensor(a!) dmemory, Tensor memory, Tensor index, int gate, int parts) -> ()");
   m.def(
       "linear_small(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, "
-      "Tensor? input_memory, Tensor index, int gate, bool bias_gated, bool ungated) -> ()");
+      "Tensor? input_memory, Tensor index, int gate, bool gate_bias, bool save_ungated) -> ()");
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, Tensor index, "
-      "int gate, bool bias_gated, bool ungated, bool relu, bool transposed, bool tf32, int[] geometry) -> ()");
+      "int gate, bool gate_bias, bool save_ungated, bool relu, bool transposed, bool tf32, int[] geometry) -> ()");
 }
 
 #ifdef MEMMOD_HOST

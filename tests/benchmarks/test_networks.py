@@ -29,7 +29,8 @@ def once(one_round, rounds: int) -> None:
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("case", (RESNET, VIT), ids=str)
 def test_rivals_agree(case: NetworkCase, phase: str) -> None:
-    results = {r.rival: r for r in compare(comparison(case, phase), tuple(NETWORK_RIVALS), 2, once)}
+    rivals = tuple(rival for rival in NETWORK_RIVALS if rival != "plain compiled")
+    results = {r.rival: r for r in compare(comparison(case, phase), rivals, 2, once)}
     assert [name for name, r in results.items() if r.note] == (["plain folded", "eager folded"] if case is VIT else [])
     measured = [r for r in results.values() if not r.note]
     assert all((r.saved_bytes is None) == (phase == "forward") for r in measured)
@@ -65,6 +66,12 @@ def test_a_wrong_rival_is_caught_before_it_is_timed(rival: str, phase: str, monk
     with pytest.raises(AssertionError, match=f"{rival} is wrong on tiny:resnet: logits"):
         compare(under_test, names, 2, lambda *a: timed.append(a))
     assert not timed
+
+
+@pytest.mark.slow
+def test_the_compiled_rival_agrees() -> None:
+    results = compare(comparison(RESNET, STEP), ("plain", "plain compiled"), 2, once)
+    assert [(r.rival, len(r.seconds), r.note) for r in results] == [("plain", 2, ""), ("plain compiled", 2, "")]
 
 
 def test_a_wrong_memory_gradient_is_caught() -> None:

@@ -188,6 +188,7 @@ def test_a_wrong_result_is_caught_before_it_is_timed(point) -> None:
             tensor.copy_(kept)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_ends_with_one_line() -> None:
     done = subprocess.run([sys.executable, "-m", "benchmarks.retune"], capture_output=True, text=True)

@@ -76,7 +76,7 @@ def _assert_holds_the_package(names: list[str]) -> None:
     assert sources <= set(names)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_wheel_holds_the_package_and_its_extension_only(tree):
     names, wheel, _ = _build(tree, MEMMOD_CUDA="0")

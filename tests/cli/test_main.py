@@ -73,6 +73,7 @@ def test_help_has_examples(command):
     assert "Examples" in output and f"$ memmod {command}" in output
 
 
+@pytest.mark.slow
 def test_help_lists_every_command_and_loads_nothing_heavy():
     assert all(command in succeed("--help") for command in COMMANDS)
     program = (
@@ -332,6 +333,7 @@ def test_usage_errors_exit_with_2(args):
     assert invoke(*args).exit_code == 2
 
 
+@pytest.mark.slow
 def test_demo_writes_runs_and_report_and_can_be_repeated(tmp_path, monkeypatch):
     from memmod.cli import demo
 

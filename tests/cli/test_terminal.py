@@ -62,6 +62,7 @@ def test_names_in_the_progress_of_a_round(worst: int) -> None:
     assert f"worst class {NAMES[worst]} 100.0%" in out.file.getvalue()
 
 
+@pytest.mark.slow
 def test_names_in_the_log() -> None:
     program = (
         "import logging; from memmod.cli import main as cli; cli._prepare(1); "
@@ -93,6 +94,7 @@ def test_values_in_usage_errors(value: str) -> None:
     assert result.exit_code == 1 and repr(value) in result.output
 
 
+@pytest.mark.slow
 def test_names_that_the_encoding_lacks_are_escaped(tmp_path: Path) -> None:
     program = "import sys; from memmod.cli import main as cli; cli.app = lambda: print('cat é 猫'); cli.main()"
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}

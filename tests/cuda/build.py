@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,28 +36,35 @@ KINDS = {
 }
 
 
+@functools.cache
+def compiler() -> str:
+    """What the compiler says of itself, its version."""
+    return subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
+
+
 def sources() -> dict[str, str]:
     """The files that the kernels are made of, by their path under csrc/, and the tests' own kernels."""
-    files = [*(ROOT / "csrc/cuda").iterdir(), *(ROOT / "csrc/include").iterdir()]
+    files = [path for path in (ROOT / "csrc/cuda").rglob("*") if path.is_file()]
     own = {"cuda/wrappers.cu": (SHIM / "wrappers.cu").read_text()}
     return own | {str(file.relative_to(ROOT / "csrc")): file.read_text() for file in sorted(files)}
 
 
 def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
-    """The shared library of these sources; every part is compiled once, whichever process comes first."""
+    """The shared library of these sources; every part is compiled once, whichever process comes first,
+    for the same sources, options, compiler and torch."""
     BUILD.mkdir(parents=True, exist_ok=True)
     options, macros = KINDS[kind]
-    headers = {name: text for name, text in files.items() if name.startswith("include/")}
-    headers["include/host.h"] = (SHIM / "host.h").read_text()
+    headers = {name: text for name, text in files.items() if name.startswith("cuda/include/")}
+    headers["cuda/include/host.h"] = (SHIM / "host.h").read_text()
     folder = BUILD / _hash(headers)
     with locked(folder):
         for name, text in headers.items():
             _write(folder / name, text)
-    library_options = [f"-I{folder / 'include'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
+    library_options = [f"-I{folder / 'cuda/include'}", f"-isystem{Path(torch.__file__).parent / 'include'}"]
 
     def compile_one(name: str, text: str, own: list[str]) -> Path:
         command = ["g++", *FLAGS, *own, *macros, *library_options, "-x", "c++"]
-        target = folder / f"{_hash((kind, command, torch.__version__, text))}.o"
+        target = folder / f"{_hash((kind, command, compiler(), torch.__version__, text))}.o"
         with locked(target):
             if not target.exists():
                 source = target.with_suffix(f".{Path(name).name}")
@@ -67,7 +76,7 @@ def compile_extension(kind: str, files: Mapping[str, str]) -> Path:
 
     parts = [("host.cpp", (SHIM / "host.cpp").read_text(), ["-O2"])]
     parts += [(n, text, options) for n, text in files.items() if n.endswith((".cu", ".cpp"))]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = [str(path) for path in pool.map(lambda part: compile_one(*part), parts)]
     library = folder / f"{_hash((kind, objects))}.so"
     with locked(library):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -56,7 +57,7 @@ def kernels() -> list[Path]:
 
 def nvcc(source: Path, *options: str) -> tuple[str, Path]:
     """(what nvcc printed, the file it wrote); compiled once for the same sources, options and release."""
-    headers = sorted((ROOT / "csrc/include").iterdir())
+    headers = sorted((ROOT / "csrc/cuda/include").iterdir())
     text = repr([release(), FLAGS, options, torch.__version__, *(file.read_text() for file in (source, *headers))])
     target = BUILD / f"{source.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     log = target.with_suffix(".log")
@@ -64,7 +65,7 @@ def nvcc(source: Path, *options: str) -> tuple[str, Path]:
     # Two test processes want the same files, and one must not read what the other has half written.
     with locked(target):
         if not log.exists():
-            include = [f"-I{ROOT / 'csrc/include'}", f"-I{Path(torch.__file__).parent / 'include'}"]
+            include = [f"-I{ROOT / 'csrc/cuda/include'}", f"-I{Path(torch.__file__).parent / 'include'}"]
             command = ["nvcc", *FLAGS, *include, *options, str(source), "-o", str(target)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -134,7 +135,7 @@ def problems(kernel: Facts) -> list[str]:
 def every_kernel() -> dict[int, list[Facts]]:
     """All kernels, by architecture."""
     jobs = [(source, arch) for arch in ARCHITECTURES for source in kernels()]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: facts(*job), jobs))
     found: dict[int, list[Facts]] = {arch: [] for arch in ARCHITECTURES}
     for (_, arch), some in zip(jobs, results, strict=True):

@@ -48,7 +48,7 @@ OUTPUT, LINEAR, CONV, GATES, WARP = (
     "cuda/output.cu",
     "cuda/linear_small.cu",
     "cuda/conv2d.cu",
-    "include/gates.cuh",
+    "cuda/include/gates.cuh",
     "cuda/wrappers.cu",
 )
 SYNC = "  __syncthreads();\n"
@@ -203,7 +203,7 @@ PLANTS = (
         CONV,
         (
             (
-                "z = results[r * RESULT + column + v], ungated = call.bias_gated ? z + bias[v] : z",
+                "z = results[r * RESULT + column + v], ungated = call.gate_bias ? z + bias[v] : z",
                 "z = results[r * RESULT + column + v], ungated = z + bias[v]",
             ),
         ),

@@ -11,14 +11,18 @@ triton = pytest.importorskip("triton", reason="triton, whose disassembler is use
 from tests.cuda import machine_code  # noqa: E402
 from tests.cuda.machine_code import ARCHITECTURES, GOLDEN, ROOT, TOUCH, facts, problems  # noqa: E402
 from tests.triton.report import REPORT, cuda_section  # noqa: E402
+from tests.triton.variants import FIRST  # noqa: E402
 
 RELEASE = machine_code.release()
 pytestmark = pytest.mark.aot
+each_arch = pytest.mark.parametrize(
+    "arch", [arch if arch == FIRST else pytest.param(arch, marks=pytest.mark.exhaustive) for arch in ARCHITECTURES]
+)
 needs_nvcc = pytest.mark.skipif(RELEASE is None, reason="there is no nvcc on the PATH")
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 @pytest.mark.parametrize("source", machine_code.kernels(), ids=lambda path: path.name)
 def test_every_kernel(source, arch):
     found = facts(source, arch)
@@ -26,6 +30,7 @@ def test_every_kernel(source, arch):
     assert {kernel.name: wrong for kernel in found if (wrong := problems(kernel))} == {}
 
 
+@pytest.mark.exhaustive
 @needs_nvcc
 def test_the_report_is_up_to_date():
     written = cuda_section(REPORT.read_text())
@@ -54,7 +59,7 @@ def test_ptx_of_every_wrapper():
 
 
 def test_every_wrapper_is_touched():
-    text = (ROOT / "csrc/include/ptx.cuh").read_text().partition("#else")[0]
+    text = (ROOT / "csrc/cuda/include/ptx.cuh").read_text().partition("#else")[0]
     wrappers = re.findall(r"__forceinline__ \w+ (?!name\b)(\w+)\(|^MEMMOD_MMA\((\w+),", text, re.MULTILINE)
     # What the wrappers themselves use.
     names = {function or product for function, product in wrappers} - {"shared_address"}
@@ -72,7 +77,7 @@ def test_ptx_is_up_to_date():
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 def test_every_wrapper_is_assembled(arch):
     (kernel,) = facts(TOUCH, arch)
     assert kernel.count("HMMA") == 3
@@ -134,7 +139,7 @@ def found(head: str, body: str, arch: int, folder) -> list[str]:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 @pytest.mark.parametrize("error", PLANTED)
 def test_planted_errors(error, arch, tmp_path):
     head, body, says = PLANTED[error]

@@ -1,4 +1,4 @@
-// Every wrapper of csrc/include/ptx.cuh, so that each is assembled for every architecture; its PTX is kept in
+// Every wrapper of csrc/cuda/include/ptx.cuh, so that each is assembled for every architecture; its PTX is kept in
 // touch.ptx.
 #include "ptx.cuh"
 

@@ -1,4 +1,4 @@
-// What the wrappers of csrc/include/ptx.cuh and the shim's own functions do, for tests/cuda/test_ptx.py.
+// What the wrappers of csrc/cuda/include/ptx.cuh and the shim's own functions do, for tests/cuda/test_ptx.py.
 #include <stdexcept>
 #include <string>
 #include "ptx.cuh"

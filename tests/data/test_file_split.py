@@ -43,6 +43,7 @@ def test_thin_images_are_cropped_first_to_the_same_pixels(shape: tuple[int, int]
     assert found.std() > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["1, 6000", "6000, 1"])
 def test_thin_images_take_no_gigabytes(shape: str) -> None:
     program = (

@@ -12,6 +12,7 @@ def quiet(caplog):
     caplog.set_level("CRITICAL", logger="memmod")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fuzz", "count"),
     [(fuzz_files.fuzz_memory, 400), (fuzz_files.fuzz_runs, 80), (fuzz_files.fuzz_checkpoints, 80)],
@@ -23,6 +24,7 @@ def test_changed_files_are_refused_or_load_the_same(fuzz, count, tmp_path):
     assert ends.total() == count and ends["refused in words"] > 0.5 * count and ends["loads the same"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "fuzz", "end"),
     [
@@ -38,5 +40,9 @@ def test_changed_files_are_refused_or_load_the_same(fuzz, count, tmp_path):
 )
 def test_it_notices_a_check_that_is_left_out(fault, fuzz, end, tmp_path, monkeypatch):
     monkeypatch.setattr(fault, lambda *_, **__: None)
-    failures = fuzz(200, 1, tmp_path).failures
-    assert any(end in failure for failure in failures), failures[:9]
+    # As many files as it takes.
+    for count in (20, 60, 200):
+        failures = fuzz(count, 1, tmp_path).failures
+        if any(end in failure for failure in failures):
+            return
+    pytest.fail(f"{end!r} is not in {failures[:9]}")

@@ -7,7 +7,11 @@ from collections.abc import Iterable
 import pytest
 
 from memmod.ops import dispatch
+from memmod.ops.backends.cpu import register as extension
 from tests.ops.problems import Case, device_of
+
+# From the least to the best.
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def backends(op: str) -> list[str]:
@@ -18,15 +22,31 @@ def backends(op: str) -> list[str]:
     return [name for name in available if dispatch.kernel(op, name) is not None]
 
 
+def lesser_isas() -> tuple[str, ...]:
+    """The instruction sets below the one that the CPU kernels use here."""
+    return () if dispatch.availability()["cpu"] is not None else ISAS[: ISAS.index(extension.isa())]
+
+
+def on_every_isa(names: Iterable[str]) -> list[str]:
+    """`names`, and behind "cpu" the CPU kernels of each lesser instruction set, as in "cpu-avx2"."""
+    found = []
+    for name in names:
+        found += [name, *(f"cpu-{isa}" for isa in lesser_isas() if name == "cpu")]
+    return found
+
+
 def _marks(backend: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.gpu] if device_of(backend) == "cuda" else []
 
 
-def each_case(cases: Iterable[Case]) -> pytest.MarkDecorator:
-    """Runs a test `(backend, case)` for every case with every backend of its op; on a GPU with mark `gpu`."""
+def each_case(cases: Iterable[Case], every_isa: bool = False) -> pytest.MarkDecorator:
+    """Runs a test `(backend, case)` for every case with every backend of its op; on a GPU with mark `gpu`.
+
+    With `every_isa` also with the CPU kernels of lesser processors.
+    """
     params = [
         pytest.param(backend, case, id=f"{case}-{backend}", marks=_marks(backend))
         for case in cases
-        for backend in backends(case.op)
+        for backend in (on_every_isa(backends(case.op)) if every_isa else backends(case.op))
     ]
     return pytest.mark.parametrize(("backend", "case"), params, indirect=["backend"])

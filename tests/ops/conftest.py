@@ -9,6 +9,7 @@ import torch
 
 from memmod.errors import BackendError
 from memmod.ops import dispatch
+from memmod.ops.backends.cpu import register as extension
 
 # cuBLAS repeats its bits only so, and torch refuses it otherwise where deterministic algorithms are asked for.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -27,9 +28,15 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture
 def backend(request):
-    """Forces the backend named by the parameter for the test."""
-    dispatch.set_backend(request.param)
-    yield request.param
+    """Forces the backend named by the parameter for the test; of "cpu-avx2" the kernels of that instruction set."""
+    name, _, isa = request.param.partition("-")
+    dispatch.set_backend(name)
+    if isa:
+        before = extension.isa()
+        extension.module().set_isa(isa)
+    yield name
+    if isa:
+        extension.module().set_isa(before)
     dispatch.set_backend(None)
 
 

@@ -33,14 +33,14 @@ CASES = [
 ]
 
 
-@each_case(CASES)
+@each_case(CASES, every_isa=True)
 def test_same_inputs_give_the_same_bits(backend, case):
     first, second = run_op(case.draw()), run_op(case.draw())
     for name in first:
         assert torch.equal(first[name], second[name]), name
 
 
-@each_case(CASES)
+@each_case(CASES, every_isa=True)
 def test_a_sample_does_not_depend_on_what_the_others_hold_or_select(backend, case):
     problem, other = case.draw(), case.draw(seed=9)
     k, sample = case.rows_per_sample, 2
@@ -70,7 +70,7 @@ FROZEN = [
 ]
 
 
-@each_case(FROZEN)
+@each_case(FROZEN, every_isa=True)
 def test_bits_of_a_frozen_layer_do_not_depend_on_the_number_of_threads(backend, case, threads):
     if backend == "reference":
         pytest.skip("library products choose their order by the threads")
@@ -96,7 +96,7 @@ THREADED = [
 ]
 
 
-@each_case(THREADED)
+@each_case(THREADED, every_isa=True)
 def test_bits_do_not_depend_on_the_number_of_threads(backend, case, threads):
     problem = case.draw()
     results = []
@@ -108,7 +108,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(backend, case, threads):
             assert torch.equal(results[0][name], other[name]), name
 
 
-@each_case([Case("modulated_linear", (3, 257, 8, 301), "distinct")])
+@each_case([Case("modulated_linear", (3, 257, 8, 301), "distinct")], every_isa=True)
 def test_memory_gradients_of_a_layer_do_not_depend_on_the_number_of_threads(backend, case, threads):
     problem = case.draw()
     y = torch.ops.memmod.modulated_linear.default(*problem.args)[0]

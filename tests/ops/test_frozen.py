@@ -62,12 +62,12 @@ CASES = [
 ]
 
 
-@each_case(CASES)
+@each_case(CASES, every_isa=True)
 def test_within_bound(backend, case, poisoned):
     assert_within_bound([case.draw(seed) for seed in range(3)], needs=NEEDS)
 
 
-@each_case([linear((3, 40, 96, 129), "mixed"), conv((3, 32, 16, 16, 40, 3), "mixed", options=padded())])
+@each_case([linear((3, 40, 96, 129), "mixed"), conv((3, 32, 16, 16, 40, 3), "mixed", options=padded())], every_isa=True)
 def test_an_infinite_input_shows_in_its_own_sample_only(backend, case):
     problem = case.draw()
     x = problem.x.clone()

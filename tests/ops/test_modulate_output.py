@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memmod import functional
-from tests.ops.backends import backends, each_case
+from tests.ops.backends import backends, each_case, on_every_isa
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import PATTERNS, Case
 
@@ -55,7 +55,7 @@ CASES = [
 ]
 
 
-@each_case(CASES)
+@each_case(CASES, every_isa=True)
 def test_within_bound(backend, case, poisoned):
     assert_within_bound([case.draw(seed) for seed in range(3)])
 
@@ -63,7 +63,7 @@ def test_within_bound(backend, case, poisoned):
 LAYOUTS = ("contiguous", "channels_last", "transposed", "strided", "expanded", "one number")
 
 
-@each_case(output((6, 31, 7, 5), layout=layout, dy_layout=layout) for layout in LAYOUTS)
+@each_case((output((6, 31, 7, 5), layout=layout, dy_layout=layout) for layout in LAYOUTS), every_isa=True)
 def test_results_are_laid_out_as_their_inputs(backend, case):
     problem = case.draw()
     results = run_op(problem)
@@ -71,7 +71,7 @@ def test_results_are_laid_out_as_their_inputs(backend, case):
     assert results["dx"].stride() == torch.empty_like(problem.dy).stride()
 
 
-@pytest.mark.parametrize("backend", [b for b in backends("modulate_output") if b == "cpu"], indirect=True)
+@pytest.mark.parametrize("backend", on_every_isa(b for b in backends("modulate_output") if b == "cpu"), indirect=True)
 def test_gates_of_any_size_are_sigmoid_wherever_they_lie(backend):
     extremes = torch.tensor([torch.inf, -torch.inf, torch.nan, -88.73, -88.72, -87.4, 0.0, 1e-30, -1e30])
     memory = torch.cat([torch.linspace(-120, 120, 4801), extremes])[None].requires_grad_()

@@ -112,7 +112,7 @@ CASES = [
 ]
 
 
-@each_case(CASES)
+@each_case(CASES, every_isa=True)
 def test_within_bound(backend, case, poisoned):
     assert_within_bound([case.draw(seed) for seed in range(3)])
 
@@ -122,7 +122,8 @@ KERNELS = (SMALL, (6, 8, 7, 5, 12, 1))
 
 
 @each_case(
-    conv(shape, layout=layout, dy_layout=layout.removeprefix("weights ")) for layout in LAYOUTS for shape in KERNELS
+    (conv(shape, layout=layout, dy_layout=layout.removeprefix("weights ")) for layout in LAYOUTS for shape in KERNELS),
+    every_isa=True,
 )
 def test_results_have_the_memory_format_of_the_library(backend, case):
     problem = case.draw()

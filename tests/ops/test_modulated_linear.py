@@ -8,7 +8,7 @@ from itertools import product
 import pytest
 import torch
 
-from tests.ops.backends import each_case
+from tests.ops.backends import each_case, on_every_isa
 from tests.ops.bounds import assert_within_bound
 from tests.ops.problems import PATTERNS, Case
 
@@ -56,12 +56,12 @@ CASES = [
 ]
 
 
-@each_case(CASES)
+@each_case(CASES, every_isa=True)
 def test_within_bound(backend, case, poisoned):
     assert_within_bound([case.draw(seed) for seed in range(3)])
 
 
-@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+@pytest.mark.parametrize("backend", on_every_isa(["cpu"]), indirect=True)
 def test_within_bound_of_as_many_inputs_as_one_pass_sums(backend):
     """Many sums, so that the largest error is near what chains of this length can have."""
     assert_within_bound([linear((1024, 1024, 1024)).draw()])

@@ -124,6 +124,7 @@ def test_compiles_whole_and_new_selections_never_recompile(dynamic):
                 torch.testing.assert_close(got, eager)
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor():
     torch._dynamo.reset()
     net = Net()

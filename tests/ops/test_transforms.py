@@ -118,6 +118,7 @@ def test_gradients_per_sample(wf: ModulatedModel) -> None:
         assert each[name][0, 1].any() and not each[name][1].any() and each[name][2, 4].any()
 
 
+@pytest.mark.slow
 def test_a_model_forward_and_compiled(wf: ModulatedModel) -> None:
     x, along, index = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), INDEX["[B]"]
     exact = copy.deepcopy(wf).double()

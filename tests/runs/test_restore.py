@@ -52,6 +52,7 @@ def refused(error: type[MemmodError], load, *words: str) -> None:
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+@pytest.mark.slow
 def test_what_is_whole_loads(runs):
     unlearned = restore_unlearned(runs / "unlearned")
     assert unlearned.wf.class_names == unlearned.load_data().class_names == tuple("0123456789")

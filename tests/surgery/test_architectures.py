@@ -44,7 +44,20 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+# One of each kind of block, all of them small; `make test-all` runs every one.
+SMALL = (
+    "timm resnet18",
+    "timm vit_tiny",
+    "timm mobilenetv3_small",
+    "timm efficientnet_lite0",
+    "torchvision squeezenet1_1",
+    "torchvision resnet18",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.exhaustive) for name in CASES]
+)
 def test_architecture(name: str) -> None:
     build, side, layers, left = CASES[name]
     torch.manual_seed(0)

@@ -274,6 +274,7 @@ def test_skip_and_filter() -> None:
     assert [row.name for row in wf.summary().rows if row.action == "gated"] == ["patch_embed.proj"]
 
 
+@pytest.mark.slow
 def test_filter_reaches_the_projections_of_replaced_attention() -> None:
     import torchvision
 

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 from memmod.kernels.configs import every_config  # noqa: E402
 from tests.triton import report  # noqa: E402
-from tests.triton.variants import ARCHITECTURES, FORMS, GROUPS, TYPES, facts, numbers, wrong  # noqa: E402
+from tests.triton.variants import ARCHITECTURES, FIRST, FORMS, GROUPS, TYPES, facts, numbers, wrong  # noqa: E402
 
 pytestmark = [
     pytest.mark.aot,
@@ -30,7 +30,9 @@ def current() -> bool:
     return f"Compiled by {report.compilers()}, " in report.REPORT.read_text()
 
 
-@pytest.mark.parametrize("group", GROUPS, ids=str)
+@pytest.mark.parametrize(
+    "group", [pytest.param(g, id=str(g), marks=() if g.arch == FIRST else pytest.mark.exhaustive) for g in GROUPS]
+)
 def test_machine_code(group):
     compilations = group.compilations()
     found = facts(compilations, group.arch)

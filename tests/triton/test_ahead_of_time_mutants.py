@@ -13,12 +13,15 @@ tl = pytest.importorskip("triton.language")
 from memmod.kernels.configs import MatmulConfig  # noqa: E402
 from tests.triton import report, variants  # noqa: E402
 from tests.triton.aot import Expected, Launch, inspected, problems, recording  # noqa: E402
-from tests.triton.variants import ARCHITECTURES, GROUPS, empty, expect_product  # noqa: E402
+from tests.triton.variants import ARCHITECTURES, FIRST, GROUPS, empty, expect_product  # noqa: E402
 
 pytestmark = [
     pytest.mark.aot,
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="interpreted kernels cannot be compiled"),
 ]
+each_arch = pytest.mark.parametrize(
+    "arch", [arch if arch == FIRST else pytest.param(arch, marks=pytest.mark.exhaustive) for arch in ARCHITECTURES]
+)
 
 
 @triton.jit
@@ -61,20 +64,20 @@ def modulated(arch: int, monkeypatch: pytest.MonkeyPatch, *config: int, columns:
     return found(launches[0], expect_product(launches[0]), arch)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 def test_an_oversized_tile_spills(arch, monkeypatch):
     assert modulated(arch, monkeypatch, 64, 64, 32, 8, 4, 3) == []
     assert any(problem.startswith("spills") for problem in modulated(arch, monkeypatch, 128, 256, 64, 8, 4, 2))
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 def test_a_tile_with_too_many_stages_has_too_much_shared_memory(arch, monkeypatch):
     wrong = modulated(arch, monkeypatch, 128, 128, 128, 8, 8, 6)
     assert any("bytes of shared memory" in problem for problem in wrong)
     assert "no block fits on a multiprocessor" in wrong
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 def test_an_atomic(arch):
     arguments = {"x": empty(1 << 16), "y": empty(64), "BLOCK": 1024}
     assert found(Launch(sum_kernel, arguments | {"ATOMIC": False}, {}), Expected(), arch) == []
@@ -82,7 +85,7 @@ def test_an_atomic(arch):
     assert wrong == ["1 atomics on global memory"]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 def test_strides_that_leave_no_accesses_of_16_bytes(arch):
     expected = Expected(wide_loads=2, wide_stores=2)
     arguments = {"x": empty(1 << 16), "y": empty(1 << 16), "BLOCK": 1024}
@@ -91,7 +94,7 @@ def test_strides_that_leave_no_accesses_of_16_bytes(arch):
     assert [problem.split(" of")[0] for problem in wrong] == ["0 global loads", "0 global stores"]
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@each_arch
 def test_a_product_without_tensor_cores(arch):
     square = [empty(16, 16, dtype=torch.bfloat16) for _ in range(3)]
     arguments = dict(zip("aby", square, strict=True)) | {"BLOCK": 16}

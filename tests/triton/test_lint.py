@@ -123,6 +123,7 @@ def test_a_violation_names_its_line():
 HARMLESS = ("* BLOCK + tl.arange(0, BLOCK)", "* BLOCK_K + tl.arange(0, BLOCK_K)", "o_gate = b_class")
 
 
+@pytest.mark.slow
 def test_every_cast_before_a_product_is_needed():
     files, missed = sources(), []
     for file, text in files.items():

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from memmod.unlearning import Trainer
-from memmod.unlearning.trainer import _Round
+from memmod.unlearning.round import Round
 from tests.unlearning.problem import dataset, modulated, quick
 
 STEPS = 22
@@ -22,7 +22,7 @@ def die(*_) -> None:
 
 def kill_at(kind: str, step: int) -> None:
     """Die in the middle of an optimiser step, or of the first checkpoint written at or after a step."""
-    advance, save, replace = _Round.advance, _Round.save, os.replace
+    advance, save, replace = Round.advance, Round.save, os.replace
     if kind == "step":
         optimise = torch.optim.Adam.step
 
@@ -31,7 +31,7 @@ def kill_at(kind: str, step: int) -> None:
                 torch.optim.Adam.step = lambda *arguments: (optimise(*arguments), die())
             return advance(self)
 
-        _Round.advance = advance_or_die
+        Round.advance = advance_or_die
     else:
 
         def save_or_die(self):
@@ -39,7 +39,7 @@ def kill_at(kind: str, step: int) -> None:
                 os.replace = die if kind == "before-replace" else lambda *paths: (replace(*paths), die())
             save(self)
 
-        _Round.save = save_or_die
+        Round.save = save_or_die
 
 
 if __name__ == "__main__":

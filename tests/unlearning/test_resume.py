@@ -27,6 +27,7 @@ def run(folder: Path, memories: Path, *kill: str) -> int:
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
+@pytest.mark.exhaustive
 def test_killed_again_and_again(tmp_path):
     """Before any checkpoint, within a step, while a checkpoint is written, right after one, and again at the end."""
     whole, pieces = tmp_path / "whole.safetensors", tmp_path / "pieces.safetensors"

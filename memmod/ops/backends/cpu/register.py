@@ -46,7 +46,7 @@ def register() -> None:
 
 
 def module() -> ModuleType | None:
-    """The extension's functions (csrc/cpu/module.cpp) if calls on the CPU are to run on it, else None."""
+    """The extension's functions (csrc/cpu/torch/eager.cpp) if calls on the CPU are to run on it, else None."""
     dispatch.load()
     return _module if dispatch.get_backend() in (None, "cpu") else None
 

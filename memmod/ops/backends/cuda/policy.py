@@ -16,7 +16,7 @@ from memmod.ops.backends.gpu_policy import conv_path
 from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall
 from memmod.ops.layout import conv_output_size
 
-# Rows that csrc/include/kernels.h serves in one reading of the weight.
+# Rows that csrc/cuda/include/kernels.h serves in one reading of the weight.
 SMALL_ROWS = 16
 # By op, when the kernels are taken, with the reason.
 TABLE: dict[str, tuple[str, str]] = {

@@ -1,0 +1,36 @@
+"""Linear, conv2d and the tail in fp32, bf16 and fp16 on a CUDA device, in each way: what to know first of a card."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.ops.bounds import assert_within_bound
+from tests.ops.problems import Case
+from tests.ops.test_cuda import on_device, way  # noqa: F401
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+LAST = {"layout": "channels_last", "dy_layout": "channels_last"}
+PADDED = (("padding", (1, 1)),)
+# Several tiles each way, every edge off its tile.
+CASES = [
+    Case(op, shape, pattern, dtype=dtype, **given)
+    for op, shape, pattern, given in (
+        ("modulated_linear", (7, 197, 192, 200), "mixed", {"granularity": "unit+input"}),
+        ("modulated_linear", (7, 192, 200), "sets", {}),
+        ("modulated_conv2d", (5, 64, 15, 13, 72, 3), "mixed", {"options": PADDED, **LAST}),
+        ("modulated_conv2d", (5, 64, 15, 13, 72, 1), "sets", LAST),
+        ("modulate_output", (7, 64, 15, 13), "mixed", LAST),
+        ("modulate_output", (7, 197, 200), "sets", {"options": (("dim", -1),)}),
+    )
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_within_bound(way, case, monkeypatch):  # noqa: F811
+    # The bound is twice plain PyTorch's error, which TF32 would make large.
+    for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
+        monkeypatch.setattr(setting, "fp32_precision", "ieee")
+    assert_within_bound([on_device(case.draw(seed)) for seed in range(2)])
