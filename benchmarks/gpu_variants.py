@@ -14,7 +14,7 @@ from memmod.ops.backends.gpu_policy import Path
 WAYS: dict[str, tuple[str, Path | None]] = {
     "memmod triton": ("triton", "fused"),
     "memmod cuda": ("cuda", None),
-    "memmod library": ("triton", "library"),
+    "memmod unfused": ("triton", "unfused"),
 }
 
 

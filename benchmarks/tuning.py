@@ -241,7 +241,7 @@ def paths_table(measure: Measure, points: Iterable[PathPoint], where: str) -> st
     failures: list[str] = []
     logs: dict[str, dict[int, list[float]]] = {}
     for point in points:
-        library, fused = (measured(measure, point._replace(path=path), failures) for path in ("library", "fused"))
+        library, fused = (measured(measure, point._replace(path=path), failures) for path in ("unfused", "fused"))
         logs.setdefault(point.threshold, {}).setdefault(point.value, []).append(_gain(library, fused))
     comment = f"Measured on {where}: the library's time over the fused path's, a step with frozen weights in bf16."
     lines = [*_comment(comment, 0), "TABLE: dict[str, int] = {"]

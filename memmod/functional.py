@@ -14,10 +14,9 @@ from torch import Tensor
 
 import memmod.ops  # noqa: F401  (defines torch.ops.memmod)
 from memmod.errors import SelectionError
-from memmod.ops import transforms
+from memmod.ops import dispatch, transforms
 from memmod.ops.autocast import cast
 from memmod.ops.autograd import output_is_enough
-from memmod.ops.backends.cpu import eager as direct
 
 GATES = ("sigmoid", "identity", "hard")
 KEEPS = ("output", "gated")
@@ -60,7 +59,9 @@ def modulated_linear(
         _check_options(gate, keep, activation)
         return _activated(F.linear(x, weight, bias), activation)
     x, weight, bias = cast(x, weight, bias)
-    y = direct.linear(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep, activation)
+    y = dispatch.eager(
+        "modulated_linear", x, weight, bias, memory, input_memory, index, gate, gate_bias, keep, activation
+    )
     if y is not None:
         return y
     if x.dim() < 2:
@@ -108,7 +109,8 @@ def modulated_conv2d(
         _check_options(gate, keep, activation)
         return _activated(F.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
     x, weight, bias = cast(x, weight, bias)
-    y = direct.conv2d(
+    y = dispatch.eager(
+        "modulated_conv2d",
         x,
         weight,
         bias,
@@ -160,7 +162,7 @@ def modulate_output(
     if index is None:
         _check_options(gate, keep)
         return x
-    y = direct.output(x, memory, index, dim, gate, keep)
+    y = dispatch.eager("modulate_output", x, memory, index, dim, gate, keep)
     if y is not None:
         return y
     dims = x.dim()

@@ -20,7 +20,7 @@ def collect() -> dict[str, Any]:
     import memmod
     from memmod.ops import dispatch
     from memmod.ops.backends.build_info import PACKAGE, build_info
-    from memmod.ops.backends.cpu.register import isa, packed_bytes
+    from memmod.ops.backends.cpu.extension import isa, packed_bytes
 
     backends = dispatch.availability()
     return {

@@ -121,6 +121,8 @@ def test_inside_a_compiled_function_of_the_callers(wf: ModulatedModel, function:
     x, counter = torch.randn(4, 1, 8, 8), CompileCounter()
     compiled = torch.compile(lambda x, index: function(wf, x, index), backend=counter, fullgraph=True)
     with torch.no_grad():
+        # Until a scope has been opened, code is compiled that does not look for one.
+        function(wf, x, torch.tensor([1, -1, 3, 8]))
         for c in range(CLASSES):
             index = torch.tensor([c, -1, 3, 9 - c])
             torch.testing.assert_close(compiled(x, index), function(wf, x, index), rtol=1e-4, atol=1e-5)

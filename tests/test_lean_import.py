@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import memmod
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension
 
 ROOT = Path(memmod.__file__).resolve().parent.parent
 HEAVY = ("triton", "timm", "sklearn", "torchvision", "transformers", "typer", "rich", "jinja2", "msgspec")

@@ -56,7 +56,7 @@ def modulated_conv2d_kernel(
     B,
     R_IN,
     R_OUT,
-    BIAS_GATED: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
     SAVE_UNGATED: tl.constexpr,
     PAIR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -111,7 +111,7 @@ def modulated_conv2d_kernel(
         o_out = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
         if bias is not None:
             b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-            if BIAS_GATED:
+            if GATE_BIAS:
                 b_z += b_bias
         b_y = b_z
         if out_table is not None:
@@ -121,7 +121,7 @@ def modulated_conv2d_kernel(
             b_saved = b_z if SAVE_UNGATED else b_y
             tl.store(saved + o_out, b_saved.to(saved.dtype.element_ty), mask=m_y)
         if bias is not None:
-            if not BIAS_GATED:
+            if not GATE_BIAS:
                 b_y += b_bias
         tl.store(y + o_out, b_y.to(y.dtype.element_ty), mask=m_y)
 
@@ -137,7 +137,7 @@ def conv2d(
     bias: Tensor | None = None,
     in_gates: GateTable | None = None,
     out_gates: GateTable | None = None,
-    bias_gated: bool = True,
+    gate_bias: bool = True,
     keep: str | None = None,
     config: MatmulConfig | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -180,7 +180,7 @@ def conv2d(
         samples,
         table_height(in_gates),
         table_height(out_gates),
-        BIAS_GATED=bias_gated,
+        GATE_BIAS=gate_bias,
         SAVE_UNGATED=keep == "ungated",
         PAIR=pixels // samples >= config.block_m,
         PRECISION=precision(x.dtype, torch.backends.cudnn.conv),
@@ -215,7 +215,7 @@ def modulated_conv2d(
     path = _path(weight, stride, padding, groups, pixels, last, index.shape[0] == 1 and keep is None)
     options = (stride, padding, dilation, groups)
     if path == "fused":
-        gates = {"in_gates": s_in, "out_gates": s_out, "bias": bias, "bias_gated": gate_bias, "keep": keep}
+        gates = {"in_gates": s_in, "out_gates": s_out, "bias": bias, "gate_bias": gate_bias, "keep": keep}
         if _pointwise(weight, stride, padding):
             y = _channels_last(x, weight.shape[0], size)
             saved = matmul(
@@ -263,7 +263,7 @@ def modulated_conv2d_backward(
     dx = dz = dweight = dbias = dmemory = dinput = None
     need_product = need_dx or need_dinput
     late = need_dinput and gate == "identity"
-    path: Path = "library"
+    path: Path = "unfused"
     if need_product and not need_dweight:
         last = memory_format is torch.channels_last
         pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
@@ -271,9 +271,9 @@ def modulated_conv2d_backward(
         reach = [dilation[d] * (weight.shape[2 + d] - 1) - padding[d] for d in (0, 1)]
         # The gradient of a convolution with stride 1 is a convolution too.
         if path == "fused" and (max(stride) > 1 or min(reach) < 0):
-            path = "library"
+            path = "unfused"
     options = (stride, padding, dilation, False, [0, 0], groups)
-    if path == "library" and (need_product or need_dweight):
+    if path == "unfused" and (need_product or need_dweight):
         if need_dmemory:
             dz, dmemory = memory_gradient(dy, saved, memory, index, gate, 1, gates=s_out)
         else:
@@ -338,8 +338,8 @@ def _path(
     else:
         path = conv_path(inputs, kernel_h * kernel_w, units, pixels, whole_batch)
     if path == "fused" and (groups > 1 or not channels_last):
-        return "library"
-    return path if path != "fold" or groups == 1 else "library"
+        return "unfused"
+    return path if path != "fold" or groups == 1 else "unfused"
 
 
 def _pointwise(weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:

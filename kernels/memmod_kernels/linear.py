@@ -36,7 +36,7 @@ def modulated_matmul_kernel(
     R_IN,
     R_OUT,
     B_COLUMNS: tl.constexpr,
-    BIAS_GATED: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
     SAVE_UNGATED: tl.constexpr,
     PAIR: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,7 +88,7 @@ def modulated_matmul_kernel(
         o_y = o_m.to(tl.int64)[:, None] * N + o_n[None, :]
         if bias is not None:
             b_bias = tl.load(bias + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
-            if BIAS_GATED:
+            if GATE_BIAS:
                 b_z += b_bias
         b_y = b_z
         if out_table is not None:
@@ -98,7 +98,7 @@ def modulated_matmul_kernel(
             b_saved = b_z if SAVE_UNGATED else b_y
             tl.store(saved + o_y, b_saved.to(saved.dtype.element_ty), mask=m_y)
         if bias is not None:
-            if not BIAS_GATED:
+            if not GATE_BIAS:
                 b_y += b_bias
         tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
@@ -112,7 +112,7 @@ def matmul(
     bias: Tensor | None = None,
     in_gates: GateTable | None = None,
     out_gates: GateTable | None = None,
-    bias_gated: bool = True,
+    gate_bias: bool = True,
     keep: str | None = None,
     config: MatmulConfig | None = None,
     tf32: object | None = None,
@@ -123,7 +123,7 @@ def matmul(
         a: ``[M, K]``, contiguous; M a multiple of the gates' samples.
         b: ``[K, N]``, or ``[N, K]`` if `b_columns`; contiguous.
         y: written: M·N numbers in the order of ``[M, N]``, of any shape.
-        bias_gated: False adds bias behind s_out.
+        gate_bias: False adds bias behind s_out.
         keep: "gated" returns s_out ⊙ (…) without a bias outside, "ungated" the same without s_out, both like y.
         config: instead of `matmul_config`'s.
         tf32: the library's setting of fp32 precision that the product obeys; `torch.backends.cuda.matmul` if None.
@@ -152,7 +152,7 @@ def matmul(
         table_height(in_gates),
         table_height(out_gates),
         B_COLUMNS=b_columns,
-        BIAS_GATED=bias_gated,
+        GATE_BIAS=gate_bias,
         SAVE_UNGATED=keep == "ungated",
         PAIR=height >= config.block_m,
         PRECISION=precision(a.dtype, tf32 or torch.backends.cuda.matmul),
@@ -201,7 +201,7 @@ def modulated_linear(
             bias=bias,
             in_gates=s_in,
             out_gates=s_out,
-            bias_gated=gate_bias,
+            gate_bias=gate_bias,
             keep=keep,
         )
         return y, y.new_empty(0) if saved is None else saved
@@ -242,7 +242,7 @@ def modulated_linear_backward(
     need_product = need_dx or need_dinput
     path = linear_path(inputs, whole_batch=index.shape[0] == 1 and not need_dinput)
     dz = None
-    if need_dweight or (need_product and path == "library"):
+    if need_dweight or (need_product and path == "unfused"):
         if need_dmemory:
             dz, dmemory = memory_gradient(rows, kept, memory, index, gate, -1, gates=s_out)
         else:

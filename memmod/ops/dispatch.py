@@ -35,6 +35,8 @@ class Kernel(NamedTuple):
 
 
 _kernels: dict[str, dict[str, Kernel]] = {}
+# By op, the function that serves ordinary calls by itself, with its own autograd and checks.
+_eager: dict[str, Callable[..., Any]] = {}
 _unavailable: dict[str, str] = {
     "cpu": "the compiled CPU extension is not loaded",
     "triton": "no Triton kernels are registered",
@@ -71,6 +73,20 @@ def register(
     _check_name(backend)
     _kernels.setdefault(op, {})[backend] = Kernel(run, supports, passes_over)
     _unavailable.pop(backend, None)
+
+
+def register_eager(op: str, run: Callable[..., Any]) -> None:
+    """Register what is asked before `op`: it takes the function's arguments; None means that it does not serve them."""
+    _eager[op] = run
+
+
+def eager(op: str, *args: Any) -> Any:
+    """What the eager function of `op` returns, which saves torch.library's cost per call; None: call the op."""
+    if torch.compiler.is_compiling():
+        return None
+    load()
+    run = _eager.get(op)
+    return None if run is None else run(*args)
 
 
 def set_unavailable(backend: str, reason: str) -> None:

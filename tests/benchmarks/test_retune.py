@@ -31,7 +31,7 @@ TRUTH = {
 def paths_clock(point: PathPoint) -> float:
     bound = TRUTH[point.threshold]
     fused = point.value <= bound if " up to " in point.threshold else point.value >= bound
-    return 2e-3 if point.path == "library" else 1e-3 if fused else 3e-3
+    return 2e-3 if point.path == "unfused" else 1e-3 if fused else 3e-3
 
 
 def printed_paths(text: str) -> dict[str, int]:

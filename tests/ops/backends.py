@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pytest
 
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension
 from tests.ops.problems import Case, device_of
 
 # From the least to the best.

@@ -9,7 +9,7 @@ import torch
 
 from memmod.errors import BackendError
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension
 
 # cuBLAS repeats its bits only so, and torch refuses it otherwise where deterministic algorithms are asked for.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -10,7 +10,7 @@ import torch
 
 from memmod.errors import BackendError
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension, register
 from memmod.ops.backends.cuda import register as cuda_kernels
 from memmod.ops.calls import OutputCall, OutputGradCall
 from tests.ops.bounds import assert_within_bound
@@ -243,7 +243,7 @@ def test_register_records_the_reason(tmp_path, monkeypatch, torch_version, words
     monkeypatch.setattr(dispatch, "_unavailable", dict(dispatch._unavailable))
     package = _package(tmp_path, torch=torch_version or torch.__version__)
     monkeypatch.setattr(extension, "PACKAGE", package)
-    extension.register()
+    register.register()
     assert words in dispatch.availability()["cpu"]
     monkeypatch.setattr(dispatch, "_kernels", {"modulate_output": {}})
     with pytest.raises(BackendError, match=words):

@@ -15,7 +15,7 @@ import torch
 import memmod
 from memmod.functional import modulated_linear
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension
 from tests.ops.backends import lesser_isas
 
 ROOT = Path(memmod.__file__).resolve().parent.parent

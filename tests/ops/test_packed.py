@@ -13,7 +13,7 @@ from torch import nn
 
 from memmod import ModulatedConv2d, ModulatedLinear
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension
 
 pytestmark = pytest.mark.skipif(
     dispatch.availability()["cpu"] is not None, reason=f"cpu: {dispatch.availability()['cpu']}"

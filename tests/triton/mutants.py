@@ -304,14 +304,12 @@ RUN = (
         MANY,
         "y: error",
     ),
-    Plant(
-        "bias inside the gate", "linear.py", "BIAS_GATED=bias_gated,", "BIAS_GATED=True,", "bound", PAIRS, "y: error"
-    ),
+    Plant("bias inside the gate", "linear.py", "GATE_BIAS=gate_bias,", "GATE_BIAS=True,", "bound", PAIRS, "y: error"),
     Plant(
         "bias outside of the gate",
         "conv2d.py",
-        "BIAS_GATED=bias_gated,",
-        "BIAS_GATED=False,",
+        "GATE_BIAS=gate_bias,",
+        "GATE_BIAS=False,",
         "bound",
         CONV,
         "y: error",

@@ -53,7 +53,7 @@ def path(request):
 
 
 # Folding needs one selection for the whole batch.
-WAYS = [(path, c) for c in CASES for path in ("fused", "library", "fold")[: 3 if c.pattern == "whole batch" else 2]]
+WAYS = [(path, c) for c in CASES for path in ("fused", "unfused", "fold")[: 3 if c.pattern == "whole batch" else 2]]
 
 
 @pytest.mark.parametrize(("path", "case"), WAYS, ids=str, indirect=["path"])

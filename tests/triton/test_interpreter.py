@@ -30,7 +30,7 @@ EPS = torch.finfo(torch.float32).eps
 CLASSES = (3, 40)
 
 
-@pytest.fixture(params=["fused", "library"])
+@pytest.fixture(params=["fused", "unfused"])
 def path(request):
     gpu_policy.force(request.param)
     yield request.param
@@ -199,7 +199,7 @@ def test_tables_by_class_and_by_sample_agree_bit_for_bit(gate):
 TILES = MatmulConfig(32, 32, 16, 2, 4, 1)
 
 
-@pytest.mark.parametrize("path", ["fused", "library"])
+@pytest.mark.parametrize("path", ["fused", "unfused"])
 @pytest.mark.parametrize(
     "point",
     [

@@ -227,7 +227,7 @@ def _forms() -> Iterable[Form]:
             "bias": True,
             "in_gates": True,
             "out_gates": True,
-            "bias_gated": False,
+            "gate_bias": False,
             "keep": "gated",
         },
         "gradient of x": {"columns": False, "in_gates": True, "out_gates": True},

@@ -1,4 +1,5 @@
-"""Which path a layer takes on a GPU: fused, library product and tail, or gates folded into the weight.
+"""Which path a layer takes on a GPU: fused, unfused (the library's product and the tail), or gates folded
+into the weight.
 
 By count, for H100 (800 TF/s in bf16, 3 TB/s): a gate as a pass of its own reads and writes the output once, which costs
 533/I of the product in the forward and, over a step with frozen W, 2400/I. A fused kernel pays while it reaches
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-Path = Literal["fused", "library", "fold"]
+Path = Literal["fused", "unfused", "fold"]
 
 # Each threshold with its reason.
 TABLE: dict[str, int] = {
@@ -36,7 +37,7 @@ def linear_path(inputs: int, whole_batch: bool) -> Path:
         return _forced if whole_batch or _forced != "fold" else "fused"
     if whole_batch:
         return "fold"
-    return "fused" if inputs <= TABLE["linear: fused up to inputs"] else "library"
+    return "fused" if inputs <= TABLE["linear: fused up to inputs"] else "unfused"
 
 
 def conv_path(inputs: int, taps: int, units: int, pixels: int, whole_batch: bool) -> Path:
@@ -46,7 +47,7 @@ def conv_path(inputs: int, taps: int, units: int, pixels: int, whole_batch: bool
     if whole_batch:
         return "fold"
     few = inputs * taps <= TABLE["conv: fused up to inputs x taps"] and units >= TABLE["conv: fused from units"]
-    return "fused" if few and pixels >= TABLE["conv: fused from pixels"] else "library"
+    return "fused" if few and pixels >= TABLE["conv: fused from pixels"] else "unfused"
 
 
 def force(path: Path | None) -> None:

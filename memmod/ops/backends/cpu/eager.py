@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memmod.ops import transforms
-from memmod.ops.backends.cpu import register as extension
+from memmod.ops.backends.cpu import extension
 
 _KEEPS = {"output": False, "gated": True}
 _ACTIVATIONS = {None: False, "relu": True}
@@ -31,7 +31,7 @@ def linear(
     activation: str | None,
 ) -> Tensor | None:
     """modulated_linear, or None."""
-    if torch.compiler.is_compiling() or keep not in _KEEPS or activation not in _ACTIVATIONS:
+    if keep not in _KEEPS or activation not in _ACTIVATIONS:
         return None
     if not _plain(x, weight, bias, memory, input_memory, index):
         return None
@@ -59,7 +59,7 @@ def conv2d(
     activation: str | None,
 ) -> Tensor | None:
     """modulated_conv2d with numbers as padding, or None."""
-    if torch.compiler.is_compiling() or keep not in _KEEPS or activation not in _ACTIVATIONS:
+    if keep not in _KEEPS or activation not in _ACTIVATIONS:
         return None
     if not _plain(x, weight, bias, memory, input_memory, index):
         return None
@@ -86,7 +86,7 @@ def conv2d(
 
 def output(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep: str) -> Tensor | None:
     """modulate_output, or None."""
-    if torch.compiler.is_compiling() or keep not in _KEEPS or not _plain(x, memory, index):
+    if keep not in _KEEPS or not _plain(x, memory, index):
         return None
     module = extension.module()
     return None if module is None else module.output(x, memory, index, dim, gate, _KEEPS[keep])

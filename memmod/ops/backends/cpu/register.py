@@ -1,87 +1,31 @@
-"""The compiled CPU extension as a backend: loads it at the first op call, or records why it cannot be used."""
+"""The compiled CPU kernels as a backend: what they serve, and how they are registered."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
-from memmod.ops.backends.build_info import PACKAGE, REBUILD, build_info
+from memmod.ops.backends.cpu import eager, extension
 from memmod.ops.backends.limits import layout, other_dtype, unserved
 from memmod.ops.calls import LayerCall, LayerGradCall, OutputCall, OutputGradCall
 
 _KERNEL = "the CPU kernel"
 
 
-def unusable(package: Path = PACKAGE) -> str | None:
-    """Why the extension in `package` cannot be loaded by this torch, or None if it can."""
-    info = build_info(package)
-    if info is None:
-        return f"memmod in {package} was not built; {REBUILD}"
-    name = info.get("extension")
-    if not name:
-        return f"memmod in {package} has no compiled extension, because {info.get('reason')}; {REBUILD}"
-    if not (package / name).is_file():
-        return f"the compiled extension {package / name} is missing; {REBUILD}"
-    if info.get("torch") != torch.__version__:
-        return f"it was built for torch {info.get('torch')}, and this is torch {torch.__version__}; {REBUILD}"
-    return None
-
-
 def register() -> None:
     """Load the extension and register its kernels; `dispatch.availability()` tells why, if it cannot be loaded."""
-    global _module
-    reason = unusable(PACKAGE) or _load(PACKAGE / build_info(PACKAGE)["extension"])
+    reason = extension.load()
     if reason is not None:
         dispatch.set_unavailable("cpu", reason)
         return
     for op, supports in _SUPPORTS.items():
         dispatch.register(op, "cpu", getattr(torch.ops.memmod_cpu, op).default, supports)
-
-
-def module() -> ModuleType | None:
-    """The extension's functions (csrc/cpu/torch/eager.cpp) if calls on the CPU are to run on it, else None."""
-    dispatch.load()
-    return _module if dispatch.get_backend() in (None, "cpu") else None
-
-
-def packed_bytes() -> int:
-    """Bytes of weights that the CPU kernels keep in their own order, beside the weights themselves.
-
-    A weight is packed when a layer first runs, once for the forward and once for the backward, 4 bytes an element each
-    (with AMX 6 in fp32 and 2 in bf16); anew when it has changed; and freed with it.
-    """
-    return 0 if _module is None else _module.packed_bytes()
-
-
-def isa() -> str | None:
-    """What the CPU kernels use: "amx", "avx512_bf16", "avx512", "avx2" or "portable"; None without the extension.
-
-    MEMMOD_CPU_ISA names a lesser one than the processor's best.
-    """
-    return None if _module is None else _module.isa()
-
-
-_module: ModuleType | None = None
-
-
-def _load(library: Path) -> str | None:
-    global _module
-    try:
-        spec = importlib.util.spec_from_file_location("memmod._cpu", library)
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        sys.modules[spec.name] = loaded
-    except (ImportError, OSError, RuntimeError) as error:
-        return f"{library} cannot be loaded: {error}; {REBUILD}"
-    _module = loaded
-    return None
+    dispatch.register_eager("modulated_linear", eager.linear)
+    dispatch.register_eager("modulated_conv2d", eager.conv2d)
+    dispatch.register_eager("modulate_output", eager.output)
 
 
 def _supports_layer(call: LayerCall) -> str | None:

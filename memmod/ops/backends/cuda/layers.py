@@ -116,7 +116,7 @@ def modulated_conv2d(
     if groups == 1 and last and math.prod(size) * x.shape[0] > 0 and weight.numel() > 0:
         y = _empty(x, weight.shape[0], size)
         saved = torch.empty_like(y) if keep is not None else None
-        options = {"bias": bias, "bias_gated": gate_bias, "saved": saved, "ungated": keep == "ungated"}
+        options = {"bias": bias, "gate_bias": gate_bias, "saved": saved, "save_ungated": keep == "ungated"}
         _conv2d(x, weight.permute(0, 2, 3, 1), y, s_out, index, (*stride, *padding, *dilation), **options)
     else:
         z = torch.conv2d(x, weight, bias if gate_bias else None, stride, padding, dilation, groups)
@@ -181,9 +181,9 @@ def _conv2d(
     geometry: Sequence[int],
     *,
     bias: Tensor | None = None,
-    bias_gated: bool = True,
+    gate_bias: bool = True,
     saved: Tensor | None = None,
-    ungated: bool = False,
+    save_ungated: bool = False,
     relu: bool = False,
     transposed: bool = False,
 ) -> None:
@@ -199,8 +199,8 @@ def _conv2d(
         memory,
         index,
         number,
-        bias_gated,
-        ungated,
+        gate_bias,
+        save_ungated,
         relu,
         transposed,
         tf32,
