@@ -71,7 +71,7 @@ $(SUITES)/interpreter: $(GPU_SOURCES)
 $(SUITES)/interpreted-ops: $(GPU_SOURCES)
 	$(call run,TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(PYTEST) $(INTERPRETED))
 
-# Triton and CUDA kernels, compiled ahead of time for one GPU generation, then for all others, and inspected.
+# Triton and CUDA kernels, compiled ahead of time and inspected: for one GPU generation and type, then all others.
 $(SUITES)/machine-code: $(GPU_SOURCES)
 	$(call run,$(PYTEST) -m "aot and not exhaustive" tests/triton tests/cuda)
 

@@ -45,6 +45,7 @@ def test_without_an_error_a_run_catches_nothing(check, case, forced):
         CHECKS[check](case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", RUN, ids=lambda plant: plant.name)
 def test_the_lint_does_not_see_what_a_run_catches(plant):
     """So the runs are needed; and the lint does not fail for an accident of the changed text."""
