@@ -42,8 +42,8 @@ closing = @for suite in $(notdir $(1)); do echo "$$suite:"; cat $(SUITES)/$$suit
 # In one process: the markers say what needs another.
 PLAIN := not aot and not interpreter and not cuda_host and not cuda_host_planted
 TEST := $(addprefix $(SUITES)/,memmod interpreter interpreted-ops machine-code cuda-on-cpu cuda-ops-on-cpu)
-TEST_ALL := $(addprefix $(SUITES)/,cuda-planted cuda-asan cuda-tsan machine-code-all sanitize fuzz triton-3.6 \
-  exhaustive)
+TEST_ALL := $(addprefix $(SUITES)/,interpreter-all cuda-planted cuda-asan cuda-tsan sanitize machine-code-all fuzz \
+  triton-3.6 exhaustive)
 ifdef FORCE
 .PHONY: $(TEST) $(TEST_ALL)
 endif
@@ -66,7 +66,11 @@ $(SUITES)/memmod: $(EVERYTHING)
 
 # Triton kernels, run on the CPU by Triton's interpreter: their own tests, and the op tests.
 $(SUITES)/interpreter: $(GPU_SOURCES)
-	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/triton)
+	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not exhaustive" tests/triton)
+
+# What they move of memory, and planted errors.
+$(SUITES)/interpreter-all: $(GPU_SOURCES)
+	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and exhaustive" tests/triton)
 
 $(SUITES)/interpreted-ops: $(GPU_SOURCES)
 	$(call run,TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(PYTEST) $(INTERPRETED))
