@@ -42,8 +42,8 @@ closing = @for suite in $(notdir $(1)); do echo "$$suite:"; cat $(SUITES)/$$suit
 # In one process: the markers say what needs another.
 PLAIN := not aot and not interpreter and not cuda_host and not cuda_host_planted
 TEST := $(addprefix $(SUITES)/,memmod interpreter interpreted-ops machine-code cuda-on-cpu cuda-ops-on-cpu)
-TEST_ALL := $(addprefix $(SUITES)/,cuda-planted cuda-asan cuda-tsan machine-code-all sanitize fuzz triton-3.6 \
-  exhaustive)
+TEST_ALL := $(addprefix $(SUITES)/,interpreter-all cuda-planted cuda-asan cuda-tsan sanitize interpreted-ops-all \
+  cuda-ops-on-cpu-all machine-code-all fuzz triton-3.6 exhaustive)
 ifdef FORCE
 .PHONY: $(TEST) $(TEST_ALL)
 endif
@@ -64,14 +64,21 @@ test-all: $(TEST_ALL)
 $(SUITES)/memmod: $(EVERYTHING)
 	$(call run,$(PYTEST) -m "$(PLAIN) and not exhaustive")
 
-# Triton kernels, run on the CPU by Triton's interpreter: their own tests, and the op tests.
+# Triton kernels, run on the CPU by Triton's interpreter: their own tests, and the op tests; the large ones apart.
 $(SUITES)/interpreter: $(GPU_SOURCES)
-	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/triton)
+	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and not exhaustive" tests/triton)
+
+# What they move of memory, and planted errors.
+$(SUITES)/interpreter-all: $(GPU_SOURCES)
+	$(call run,TRITON_INTERPRET=1 $(PYTEST) -m "interpreter and exhaustive" tests/triton)
 
 $(SUITES)/interpreted-ops: $(GPU_SOURCES)
-	$(call run,TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(PYTEST) $(INTERPRETED))
+	$(call run,TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(PYTEST) $(INTERPRETED) -m "not exhaustive")
 
-# Triton and CUDA kernels, compiled ahead of time for one GPU generation, then for all others, and inspected.
+$(SUITES)/interpreted-ops-all: $(GPU_SOURCES)
+	$(call run,TRITON_INTERPRET=1 MEMMOD_BACKEND=triton $(PYTEST) $(INTERPRETED) -m exhaustive)
+
+# Triton and CUDA kernels, compiled ahead of time and inspected: for one GPU generation and type, then all others.
 $(SUITES)/machine-code: $(GPU_SOURCES)
 	$(call run,$(PYTEST) -m "aot and not exhaustive" tests/triton tests/cuda)
 
@@ -80,7 +87,10 @@ $(SUITES)/machine-code-all: $(GPU_SOURCES)
 
 # CUDA kernels, run on the CPU under the host shim: the op tests, their own, these with sanitizers, and planted errors.
 $(SUITES)/cuda-ops-on-cpu: $(GPU_SOURCES)
-	$(call run,$(VENV)/bin/python -m tests.cuda.run plain -n $(WORKERS) $(ON_HOST))
+	$(call run,$(VENV)/bin/python -m tests.cuda.run plain -n $(WORKERS) $(ON_HOST) -m "not exhaustive")
+
+$(SUITES)/cuda-ops-on-cpu-all: $(GPU_SOURCES)
+	$(call run,$(VENV)/bin/python -m tests.cuda.run plain -n $(WORKERS) $(ON_HOST) -m exhaustive)
 
 $(SUITES)/cuda-on-cpu: $(GPU_SOURCES)
 	$(call run,$(VENV)/bin/python -m tests.cuda.run plain -n $(WORKERS) tests/cuda -m cuda_host)

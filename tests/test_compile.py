@@ -76,7 +76,7 @@ GRAPHS = {"sets of 1 to 3": 2, "lists of sets": 2}
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("grad", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_graph_serves_every_value(wf: ModulatedModel, form: str, grad: bool) -> None:
     x, counter = torch.randn(4, 1, 8, 8), CompileCounter()
     compiled = torch.compile(wf, backend=counter, fullgraph=True)
@@ -148,6 +148,7 @@ def test_a_generators_scope_around_a_compiled_part(wf: ModulatedModel) -> None:
         torch.testing.assert_close(compiled(x), wf(x, forget=-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiling_layers_in_place_keeps_their_names(wf: ModulatedModel) -> None:
     other = modulate(randomise(create_model("resnet", CLASSES, (1, 8, 8))).eval())
     names = [name for name, _ in other.named_memories()]

@@ -216,6 +216,7 @@ def test_checkpointing_outside_forward_fails_loudly(reentrant: bool) -> None:
         logits.sum().backward()
 
 
+@pytest.mark.slow
 def test_compiles_without_a_break_and_without_recompiling_for_new_classes() -> None:
     from torch._dynamo.testing import CompileCounter
 

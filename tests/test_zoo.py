@@ -51,6 +51,7 @@ def test_unknown_models() -> None:
         zoo.create_model("vgg", 10, (1, 28, 28), pretrained=True)
 
 
+@pytest.mark.slow
 def test_training_learns_and_repeats(tmp_path: Path) -> None:
     digits = load_data()
     config = replace(zoo.default_training("resnet", digits), epochs=4)

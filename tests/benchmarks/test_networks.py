@@ -26,6 +26,7 @@ def once(one_round, rounds: int) -> None:
         one_round()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("case", (RESNET, VIT), ids=str)
 def test_rivals_agree(case: NetworkCase, phase: str) -> None:

@@ -35,8 +35,15 @@ def on_every_isa(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _marks(backend: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.gpu] if device_of(backend) == "cuda" else []
+# Sizes beyond which a case takes seconds where a GPU's kernels run on the CPU.
+LARGE = {"modulated_linear": 1_000_000, "modulated_conv2d": 1_000_000, "modulate_output": 50_000}
+
+
+def _marks(backend: str, case: Case) -> list[pytest.MarkDecorator]:
+    if device_of(backend) == "cuda":
+        return [pytest.mark.gpu]
+    on_cpu = backend in ("triton", "cuda")
+    return [pytest.mark.exhaustive] if on_cpu and case.size > LARGE[case.op] else []
 
 
 def each_case(cases: Iterable[Case], every_isa: bool = False) -> pytest.MarkDecorator:
@@ -45,7 +52,7 @@ def each_case(cases: Iterable[Case], every_isa: bool = False) -> pytest.MarkDeco
     With `every_isa` also with the CPU kernels of lesser processors.
     """
     params = [
-        pytest.param(backend, case, id=f"{case}-{backend}", marks=_marks(backend))
+        pytest.param(backend, case, id=f"{case}-{backend}", marks=_marks(backend, case))
         for case in cases
         for backend in (on_every_isa(backends(case.op)) if every_isa else backends(case.op))
     ]

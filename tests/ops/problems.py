@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -94,6 +95,14 @@ class Case:
                 text = "-".join(f"{k}{v}" for k, v in value) if field.name == "options" else str(value)
                 parts.append(text.removeprefix("torch.") if field.name == "dtype" else f"{field.name}={text}")
         return ",".join(parts)
+
+    @property
+    def size(self) -> int:
+        """Multiplications of the layer's product, or the numbers that the tail modulates."""
+        if self.op == "modulated_conv2d":
+            rows, inputs, height, width, units, kernel = self.shape
+            return rows * height * width * units * inputs // dict(self.options).get("groups", 1) * kernel * kernel
+        return math.prod(self.shape)
 
     def draw(self, seed: int = 0) -> Problem:
         """Random inputs of this case, where the forced backend runs; the same seed gives the same ones."""

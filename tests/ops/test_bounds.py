@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops.bounds import assert_within_bound, run_op, run_oracle, run_plain
+from tests.ops import bounds
+from tests.ops.bounds import assert_within_bound, measure, run_op, run_oracle, run_plain
 from tests.ops.problems import Case, Problem
 
 CASES = [
@@ -69,3 +70,34 @@ def test_problems_keep_their_layout_on_another_device(layout):
         here, there = getattr(problem, name), getattr(moved, name)
         assert there.is_meta
         assert (there.shape, there.stride(), there.dtype) == (here.shape, here.stride(), here.dtype)
+
+
+def test_the_oracle_of_a_problem_is_computed_once(monkeypatch):
+    problem, computed = CASES[0].draw(seed=11), []
+    monkeypatch.setattr(bounds, "run_oracle", lambda p, needs=None: computed.append(p) or run_oracle(p, needs))
+    for _ in range(3):
+        assert_within_bound([CASES[0].draw(seed=11)], needs=("x",))
+    # Its results, and the magnitudes of its sums.
+    assert len(computed) == 2
+    x, memory = problem.x.clone(), problem.memory.clone()
+    x[0, 0, 0] += 1
+    memory[0, 0] += 1
+    for other in (
+        problem.replace(x=x),
+        problem.replace(memory=memory),
+        problem.replace(index=problem.index.flip(0)),
+        problem.replace(gate="identity"),
+        problem.replace(gate_bias=False),
+        problem.replace(x=problem.x.transpose(0, 1).contiguous().transpose(0, 1)),
+    ):
+        computed.clear()
+        measured = measure(other, ("x",))
+        assert len(computed) == 2 and measured.exact.keys() == {"y", "dx"}
+    computed.clear()
+    assert measure(problem, ("x", "memory")).exact.keys() == {"y", "dx", "dmemory"} and len(computed) == 2
+
+
+def test_no_more_than_a_few_oracles_are_kept():
+    for seed in range(bounds.KEPT + 3):
+        measure(CASES[2].draw(seed))
+    assert len(bounds._kept) == bounds.KEPT

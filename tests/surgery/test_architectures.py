@@ -44,20 +44,24 @@ CASES = {
 }
 
 
-# One of each kind of block, all of them small; `make test-all` runs every one.
+# `make check` runs the first two, `make test` one of each kind of block, `make test-all` every one.
 SMALL = (
+    "torchvision squeezenet1_1",
+    "timm mobilenetv3_small",
+    "torchvision resnet18",
     "timm resnet18",
     "timm vit_tiny",
-    "timm mobilenetv3_small",
     "timm efficientnet_lite0",
-    "torchvision squeezenet1_1",
-    "torchvision resnet18",
 )
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SMALL else pytest.param(name, marks=pytest.mark.exhaustive) for name in CASES]
-)
+def _marked(name: str) -> object:
+    if name in SMALL[:2]:
+        return name
+    return pytest.param(name, marks=pytest.mark.slow if name in SMALL else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize("name", map(_marked, CASES))
 def test_architecture(name: str) -> None:
     build, side, layers, left = CASES[name]
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from tests.triton import cost
 from tests.triton.cost import Access, Launch, needs_interpreter, traffic
 
-pytestmark = needs_interpreter
+pytestmark = [*needs_interpreter, pytest.mark.exhaustive]
 
 # Of the memory's traffic over the floor, for a product.
 BOUND = 1.15

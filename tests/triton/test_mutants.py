@@ -31,6 +31,7 @@ def test_the_lint_catches(plant):
     assert {f"lint: {violation.rule}" for violation in violations(plant.sources())} == {plant.check}
 
 
+@pytest.mark.exhaustive
 @interpreted
 @pytest.mark.parametrize("plant", RUN, ids=lambda plant: plant.name)
 def test_a_run_catches(plant, forced):
@@ -38,6 +39,7 @@ def test_a_run_catches(plant, forced):
         CHECKS[plant.check](plant.case)
 
 
+@pytest.mark.exhaustive
 @interpreted
 @pytest.mark.parametrize(("check", "case"), TRIED, ids=lambda value: str(value))
 def test_without_an_error_a_run_catches_nothing(check, case, forced):
@@ -45,6 +47,7 @@ def test_without_an_error_a_run_catches_nothing(check, case, forced):
         CHECKS[check](case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", RUN, ids=lambda plant: plant.name)
 def test_the_lint_does_not_see_what_a_run_catches(plant):
     """So the runs are needed; and the lint does not fail for an accident of the changed text."""

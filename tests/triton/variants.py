@@ -18,7 +18,7 @@ from memmod.kernels.configs import MATMUL, class_sums_config, line_config, row_c
 from tests.triton.aot import Expected, Facts, Launch, inspected, problems, recording
 
 ARCHITECTURES = (80, 90, 100)
-# The one whose code `make test` inspects; `make test-all` has the others.
+# The one whose code `make test` inspects, of Triton kernels in bf16; `make test-all` has all others.
 FIRST = 90
 # By the name of a product's arithmetic: an fp32 product is three products in TF32, or one where the user allows it.
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}

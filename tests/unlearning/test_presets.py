@@ -11,6 +11,7 @@ from memmod.unlearning import PRESETS, UnlearnConfig, preset
 from tests.unlearning.problem import modulated
 
 
+@pytest.mark.slow
 def test_default_follows_the_network():
     assert preset("default", modulated()) == UnlearnConfig(steps=1000)
     assert preset("default", modulated(norm=False), seed=3) == UnlearnConfig(steps=800, seed=3)

@@ -51,6 +51,7 @@ def test_every_class_is_unlearned_in_one_round(norm):
     assert result.best in result.history and result.seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", objective_names())
 def test_every_objective_trains(objective):
     wf = modulated()
