@@ -1,5 +1,6 @@
-// The kernels as torch ops by PyTorch's stable ABI, for memmod/ops/backends/cuda/register.py: they write into tensors that exist,
-// and take every tensor as contiguous in the order that kernels.h gives. Shapes and options are checked in Python.
+// The kernels as torch ops by PyTorch's stable ABI, for memmod/ops/backends/cuda/register.py: they write into tensors
+// that exist, and take every tensor as contiguous in the order that kernels.h gives. Shapes and options are checked in
+// Python.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
