@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
 
 # As many processes of pytest as there are processors, up to 8, each with one thread.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
+WORKERS ?= $(shell n=$$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS)
 check test test-all aot aot-triton-3.6 sanitize: export OMP_NUM_THREADS := 1
 check test test-all aot aot-triton-3.6 sanitize: export NO_COLOR := 1

@@ -37,13 +37,16 @@ def on_every_isa(names: Iterable[str]) -> list[str]:
 
 # Sizes beyond which a case takes seconds where a GPU's kernels run on the CPU.
 LARGE = {"modulated_linear": 1_000_000, "modulated_conv2d": 1_000_000, "modulate_output": 50_000}
+# Of the other cases one in so many runs there in `make test`: neighbours in a table differ in little.
+SHARE = 3
 
 
-def _marks(backend: str, case: Case) -> list[pytest.MarkDecorator]:
+def _marks(backend: str, case: Case, number: int) -> list[pytest.MarkDecorator]:
     if device_of(backend) == "cuda":
         return [pytest.mark.gpu]
     on_cpu = backend in ("triton", "cuda")
-    return [pytest.mark.exhaustive] if on_cpu and case.size > LARGE[case.op] else []
+    left = case.size > LARGE[case.op] or number % SHARE
+    return [pytest.mark.exhaustive] if on_cpu and left else []
 
 
 def each_case(cases: Iterable[Case], every_isa: bool = False) -> pytest.MarkDecorator:
@@ -52,8 +55,8 @@ def each_case(cases: Iterable[Case], every_isa: bool = False) -> pytest.MarkDeco
     With `every_isa` also with the CPU kernels of lesser processors.
     """
     params = [
-        pytest.param(backend, case, id=f"{case}-{backend}", marks=_marks(backend, case))
-        for case in cases
+        pytest.param(backend, case, id=f"{case}-{backend}", marks=_marks(backend, case, number))
+        for number, case in enumerate(cases)
         for backend in (on_every_isa(backends(case.op)) if every_isa else backends(case.op))
     ]
     return pytest.mark.parametrize(("backend", "case"), params, indirect=["backend"])

@@ -61,7 +61,7 @@ def _marked(name: str) -> object:
     return pytest.param(name, marks=pytest.mark.slow if name in SMALL else pytest.mark.exhaustive)
 
 
-@pytest.mark.parametrize("name", map(_marked, CASES))
+@pytest.mark.parametrize("name", [_marked(name) for name in CASES])
 def test_architecture(name: str) -> None:
     build, side, layers, left = CASES[name]
     torch.manual_seed(0)
