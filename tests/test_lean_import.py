@@ -45,6 +45,21 @@ def test_the_check_notices_a_heavy_import(heavy):
     assert f"imported ['{heavy}']" in result.stderr
 
 
+# What a machine with a GPU may lack: the benchmarks of networks run there.
+WITHOUT = ("msgspec", "rich", "typer", "jinja2", "sklearn")
+BENCHMARKED = f"""
+import sys
+sys.modules.update(dict.fromkeys({WITHOUT!r}))
+import memmod.unlearning, memmod.zoo
+memmod.zoo.create_model("resnet", 10, (1, 8, 8))
+"""
+
+
+def test_networks_and_their_unlearning_need_torch_and_timm_alone():
+    result = _run(BENCHMARKED)
+    assert result.returncode == 0, result.stderr
+
+
 FIRST_CALL = """
 import sys, torch
 from memmod.functional import modulate_output

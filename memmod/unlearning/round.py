@@ -23,10 +23,10 @@ from memmod.unlearning.monitor import Evaluation, find_warnings
 from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, weighted
 from memmod.unlearning.presets import UnlearnConfig
 from memmod.unlearning.progress import Progress
-from memmod.unlearning.round_progress import GROUPS, RoundProgress
 from memmod.unlearning.sampling import Sampler
 
 if TYPE_CHECKING:
+    from memmod.unlearning.round_progress import RoundProgress
     from memmod.unlearning.trainer import Trainer
 
     pass
@@ -236,6 +236,8 @@ class Round:
             RunError: it is of another round, or holds what does not fit this one.
         """
         checkpoint.check_run(self._description(), path)
+        from memmod.unlearning.round_progress import GROUPS, RoundProgress
+
         progress, tensors = checkpoint.checked_progress(RoundProgress, GROUPS, path), checkpoint.tensors
         if progress.environment != _environment():
             logger.warning(

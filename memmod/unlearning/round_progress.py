@@ -9,6 +9,7 @@ import msgspec
 from memmod.unlearning.monitor import Evaluation
 from memmod.unlearning.objectives import Losses
 
+# Of a checkpoint's tensors.
 GROUPS = ("memories", "best", "optimiser", "generators")
 
 _Steps = Annotated[int, msgspec.Meta(ge=0)]
