@@ -55,18 +55,17 @@ def modulated_linear(
         SelectionError: an index of a wrong dtype, shape, device or range, rows that are not a multiple of B, a memory
             of a wrong width or dtype, an unknown gate, keep or activation.
     """
+    _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
-        _check_options(gate, keep, activation)
         return _activated(F.linear(x, weight, bias), activation)
     x, weight, bias = cast(x, weight, bias)
-    y = dispatch.eager(
-        "modulated_linear", x, weight, bias, memory, input_memory, index, gate, gate_bias, keep, activation
-    )
+    tensors = (x, weight, bias, memory, input_memory, index)
+    y = dispatch.eager("modulated_linear", tensors, gate, gate_bias, keep == "gated", activation == "relu")
     if y is not None:
         return y
     if x.dim() < 2:
         raise SelectionError(f"x has shape {tuple(x.shape)}; with a selection it must be [rows, ..., features]")
-    _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1], activation)
+    _check(x, memory, input_memory, index, weight.shape[0], weight.shape[1])
     if transforms.active():
         y = transforms.modulated_linear(x, weight, bias, memory, input_memory, index, gate, gate_bias)
         return _activated(y, activation)
@@ -105,38 +104,27 @@ def modulated_conv2d(
         SelectionError: as `modulated_linear`.
         ValueError: padding="same" with a stride, or another text than "same" and "valid".
     """
+    _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
-        _check_options(gate, keep, activation)
         return _activated(F.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
     x, weight, bias = cast(x, weight, bias)
-    y = dispatch.eager(
-        "modulated_conv2d",
-        x,
-        weight,
-        bias,
-        memory,
-        input_memory,
-        index,
-        stride,
-        padding,
-        dilation,
-        groups,
-        gate,
-        gate_bias,
-        keep,
-        activation,
-    )
-    if y is not None:
-        return y
+    stride, dilation = _pair(stride), _pair(dilation)
+    if not isinstance(padding, str):
+        options = (stride, _pair(padding), dilation, groups)
+        tensors = (x, weight, bias, memory, input_memory, index)
+        y = dispatch.eager(
+            "modulated_conv2d", tensors, gate, gate_bias, keep == "gated", activation == "relu", *options
+        )
+        if y is not None:
+            return y
     if x.dim() != 4:
         raise SelectionError(
             f"x has shape {tuple(x.shape)}; with a selection it must be [rows, channels, height, width]"
         )
-    _check(x, memory, input_memory, index, gate, keep, weight.shape[0], weight.shape[1] * groups, activation)
-    stride, dilation = _pair(stride), _pair(dilation)
+    _check(x, memory, input_memory, index, weight.shape[0], weight.shape[1] * groups)
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, padding, stride, dilation)
-    options = (stride, _pair(padding), dilation, groups)
+        options = (stride, padding, dilation, groups)
     if transforms.active():
         y = transforms.modulated_conv2d(x, weight, bias, memory, input_memory, index, gate, gate_bias, *options)
         return _activated(y, activation)
@@ -159,10 +147,10 @@ def modulate_output(
     Raises:
         SelectionError: as `modulated_linear`, or a `dim` that x does not have.
     """
+    _check_options(gate, keep)
     if index is None:
-        _check_options(gate, keep)
         return x
-    y = dispatch.eager("modulate_output", x, memory, index, dim, gate, keep)
+    y = dispatch.eager("modulate_output", (x, memory, index), dim, gate, keep == "gated")
     if y is not None:
         return y
     dims = x.dim()
@@ -170,7 +158,7 @@ def modulate_output(
         raise SelectionError(
             f"dim is {dim}, but the channels of x {tuple(x.shape)} are at one of its dims after the first"
         )
-    _check(x, memory, None, index, gate, keep, x.shape[dim], None)
+    _check(x, memory, None, index, x.shape[dim], None)
     if transforms.active():
         return transforms.modulate_output(x, memory, index, dim, gate)
     y, _ = torch.ops.memmod.modulate_output.default(
@@ -197,13 +185,9 @@ def _check(
     memory: Tensor | None,
     input_memory: Tensor | None,
     index: Tensor,
-    gate: str,
-    keep: str,
     units: int,
     inputs: int | None,
-    activation: str | None = None,
 ) -> None:
-    _check_options(gate, keep, activation)
     if not isinstance(index, Tensor):
         raise SelectionError(f"index is a {type(index).__name__}; it must be an int64 tensor of shape [B] or [B, S]")
     if index.dtype is not torch.int64:

@@ -36,7 +36,7 @@ def copy(tmp_path: Path) -> Path:
         ("memmod/ops/dispatch.py", "from memmod.ops.backends.cpu import register", "is a circle"),
         (
             "memmod/ops/backends/cuda/output.py",
-            "from memmod.ops.backends.cpu import eager",
+            "from memmod.ops.backends.cpu import register",
             "do not know of each other",
         ),
         ("kernels/memmod_kernels/sums.py", "from memmod.ops import dispatch", "kernels know layouts and policy alone"),

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from memmod.errors import BackendError
+from memmod.ops import transforms
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -36,7 +38,8 @@ class Kernel(NamedTuple):
 
 _kernels: dict[str, dict[str, Kernel]] = {}
 # By op, the function that serves ordinary calls by itself, with its own autograd and checks.
-_eager: dict[str, Callable[..., Any]] = {}
+_eager: dict[str, tuple[str, Callable[..., Any]]] = {}
+_PLAIN = (Tensor, torch.nn.Parameter, type(None))
 _unavailable: dict[str, str] = {
     "cpu": "the compiled CPU extension is not loaded",
     "triton": "no Triton kernels are registered",
@@ -75,18 +78,24 @@ def register(
     _unavailable.pop(backend, None)
 
 
-def register_eager(op: str, run: Callable[..., Any]) -> None:
-    """Register what is asked before `op`: it takes the function's arguments; None means that it does not serve them."""
-    _eager[op] = run
+def register_eager(op: str, backend: str, run: Callable[..., Any]) -> None:
+    """Register what `eager` asks before `op`: it returns None where it does not serve a call."""
+    _eager[op] = (backend, run)
 
 
-def eager(op: str, *args: Any) -> Any:
-    """What the eager function of `op` returns, which saves torch.library's cost per call; None: call the op."""
-    if torch.compiler.is_compiling():
+def eager(op: str, tensors: tuple[Tensor | None, ...], *options: Any) -> Tensor | None:
+    """What a backend's own autograd function returns, a tenth of the op's cost per call where layers are small.
+
+    None where there is none, or where a call is out of the ordinary (traced, transformed, a subclass, another device or
+    dtype, a wrong shape or class, another backend forced); the op then serves it, or says what is wrong with it.
+    """
+    if torch.compiler.is_compiling() or transforms.active():
         return None
     load()
-    run = _eager.get(op)
-    return None if run is None else run(*args)
+    backend, run = _eager.get(op, (None, None))
+    if run is None or _forced not in (None, backend) or not all(type(t) in _PLAIN for t in tensors):
+        return None
+    return run(*tensors, *options)
 
 
 def set_unavailable(backend: str, reason: str) -> None:

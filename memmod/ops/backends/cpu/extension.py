@@ -9,7 +9,6 @@ from types import ModuleType
 
 import torch
 
-from memmod.ops import dispatch
 from memmod.ops.backends.build_info import PACKAGE, REBUILD, build_info
 
 
@@ -34,9 +33,8 @@ def load() -> str | None:
 
 
 def module() -> ModuleType | None:
-    """The extension's functions (csrc/cpu/torch/eager.cpp) if calls on the CPU are to run on it, else None."""
-    dispatch.load()
-    return _module if dispatch.get_backend() in (None, "cpu") else None
+    """The extension's functions (csrc/cpu/torch/eager.cpp), or None where it was not loaded."""
+    return _module
 
 
 def packed_bytes() -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
-from memmod.ops.backends.cpu import eager, extension
+from memmod.ops.backends.cpu import extension
 from memmod.ops.backends.limits import layout, other_dtype, unserved
 from memmod.ops.calls import LayerCall, LayerGradCall, OutputCall, OutputGradCall
 
@@ -23,9 +23,10 @@ def register() -> None:
         return
     for op, supports in _SUPPORTS.items():
         dispatch.register(op, "cpu", getattr(torch.ops.memmod_cpu, op).default, supports)
-    dispatch.register_eager("modulated_linear", eager.linear)
-    dispatch.register_eager("modulated_conv2d", eager.conv2d)
-    dispatch.register_eager("modulate_output", eager.output)
+    module = extension.module()
+    dispatch.register_eager("modulated_linear", "cpu", module.linear)
+    dispatch.register_eager("modulated_conv2d", "cpu", module.conv2d)
+    dispatch.register_eager("modulate_output", "cpu", module.output)
 
 
 def _supports_layer(call: LayerCall) -> str | None:
