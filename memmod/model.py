@@ -142,7 +142,7 @@ class ModulatedModel(nn.Module):
         if running.index is not None and running.index.shape[0] != 1:
             self._check_batch(running.index, args, kwargs)
         # Dynamo compiles no frame of torch.nn's own, such as Sequential.forward, only what is inlined in another.
-        of_torch = type(self.model).forward.__module__.startswith("torch.")
+        of_torch = getattr(type(self.model).forward, "__module__", "").startswith("torch.")
         return None, functools.partial(_call, self.model) if of_torch else self.model, self.state.enter(running)
 
     def logits(self, output: Any) -> Tensor:
@@ -209,7 +209,8 @@ class ModulatedModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the memories are."""
-        return next(self.memory_parameters()).device
+        layers = (module for module in self.model.modules() if isinstance(module, Modulated))
+        return next(memory.device for layer in layers for _, memory in layer.memories())
 
     def _layers(self) -> dict[str, Modulated]:
         return {
