@@ -33,7 +33,7 @@ GPU_SOURCES := $(call files,memmod/ops kernels csrc tests/ops tests/triton tests
 define run
 @mkdir -p $(SUITES)
 @echo "== $(@F)"
-set -o pipefail; $(1) 2>&1 | tee $@.log
+set -o pipefail; ($(1)) 2>&1 | tee $@.log
 @tail -n 1 $@.log > $@
 endef
 # Of some suites how each ended.
