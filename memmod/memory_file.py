@@ -14,7 +14,6 @@ from torch import Tensor
 from memmod.errors import MemoryFileError
 from memmod.files.atomic import write_atomically
 from memmod.files.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
-from memmod.files.state_hash import state_sha256 as state_sha256
 from memmod.files.strict_json import Origin, as_json, check, parse
 
 FORMAT = "memmod-memory"

@@ -18,6 +18,7 @@ from memmod import memory_file
 from memmod.class_names import checked_names
 from memmod.compiled import uncompiled_name
 from memmod.errors import MemoryFileError, ModelError, SelectionError
+from memmod.files.state_hash import state_sha256
 from memmod.nn.leaf import call_node
 from memmod.nn.modulated import Modulated
 from memmod.ops import gating
@@ -324,7 +325,7 @@ class ModulatedModel(nn.Module):
             MemoryFileError: damaged or changed, of another base, or of other layers or shapes.
         """
         card, memories = memory_file.read_memory_file(path)
-        found = memory_file.state_sha256(base)
+        found = state_sha256(base)
         if found != card["base_sha256"]:
             raise MemoryFileError(
                 f"{path} belongs to another base: it was made for weights with SHA-256 {card['base_sha256'][:12]}..., "

@@ -34,7 +34,7 @@ from memmod import ModulateConfig, ModulatedModel, modulate
 from memmod.errors import MemmodError
 from memmod.files.checkpoint import FILE_NAME
 from memmod.files.sealed import CARD_SHA256, TENSORS_SHA256, card_sha256, seal
-from memmod.memory_file import state_sha256
+from memmod.files.state_hash import state_sha256
 from memmod.runs import commands
 from memmod.runs.commands import DataOptions, UnlearnOptions
 from memmod.runs.restore import restore_base, restore_unlearned

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from memmod import ModulateConfig, ModulatedModel, modulate
 from memmod.errors import MemoryFileError
 from memmod.files.sealed import CARD_SHA256, TENSORS_SHA256, seal, tensors_sha256
-from memmod.memory_file import read_card, state_sha256
+from memmod.files.state_hash import state_sha256
+from memmod.memory_file import read_card
 from tests.fuzz_files import NAMES, Net
 
 

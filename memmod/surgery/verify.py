@@ -173,8 +173,3 @@ def _index(wf: _Model, classes: list[int]) -> Tensor:
 
 def _list(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
-
-
-def layer_names(model: nn.Module) -> list[str]:
-    """Names of the modulated layers of a model, in order."""
-    return [name for name, module in model.named_modules() if isinstance(module, Modulated)]

@@ -15,7 +15,8 @@ from memmod import zoo
 from memmod.data import load_data
 from memmod.errors import DataError, MemmodError, MemoryFileError, RunError
 from memmod.files.sealed import CARD_SHA256, TENSORS_SHA256, seal
-from memmod.memory_file import read_card, state_sha256
+from memmod.files.state_hash import state_sha256
+from memmod.memory_file import read_card
 from memmod.runs import restore
 from memmod.runs.restore import restore_base, restore_unlearned
 from tests.fuzz_files import make_runs

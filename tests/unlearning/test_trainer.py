@@ -13,7 +13,7 @@ from memmod.data import Split, TensorSplit
 from memmod.errors import DataError, ModelError, RunError
 from memmod.evaluation import evaluate
 from memmod.files.checkpoint import Checkpoint
-from memmod.memory_file import state_sha256
+from memmod.files.state_hash import state_sha256
 from memmod.model import ModulateConfig
 from memmod.unlearning import Trainer, UnlearnConfig, objective_names
 from memmod.unlearning import objectives as objectives_module
