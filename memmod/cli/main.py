@@ -358,7 +358,7 @@ def info() -> None:
 
 def default_folder(data: str, model: str) -> Path:
     """Where `memmod train` puts a base unless told otherwise."""
-    from memmod.runs.commands import slug
+    from memmod.runs.folder import slug
 
     name = Path(data.removeprefix("folder:")).name if data.startswith("folder:") else data
     return RUNS / slug(f"{name}-{model}")

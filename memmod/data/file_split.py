@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from memmod.data.image_files import check_header, check_pixels, read_rgb, shown
-from memmod.data.splits import Split
+from memmod.data.splits import Split, hash_of
 from memmod.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,6 +52,11 @@ class FileSplit(Split):
 
     def subset(self, indices: Tensor) -> FileSplit:
         return FileSplit([self.paths[i] for i in indices.tolist()], self.labels[indices], self.image_size)
+
+    def fingerprint(self) -> str:
+        """Of the files' names, folders and sizes, not of their pixels, which would all have to be read."""
+        described = [f"{Path(path).parent.name}/{Path(path).name} {os.stat(path).st_size}" for path in self.paths]
+        return hash_of(*described, self.labels.numpy().tobytes(), str(self.image_size))
 
     def check(self, on_image: Callable[[int, int], None] | None = None) -> None:
         """Open every file, and decode the files of a split of up to `CHECKED_PIXELS` pixels.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -40,6 +41,10 @@ class Split:
             DataError: images that cannot be used, by name.
         """
 
+    def fingerprint(self) -> str:
+        """A hash of the images and labels, by which a result that depends on them is known again."""
+        raise NotImplementedError
+
     def holdout(self, fraction: float, seed: int = 0, class_names: Sequence[str] | None = None) -> tuple[Split, Split]:
         """(rest, held): `fraction` of every class, at least one image each, set apart; deterministic by `seed`.
 
@@ -65,6 +70,10 @@ class TensorSplit(Split):
     def batch(self, indices: Tensor) -> Tensor:
         return self.images[indices].float() * self._factor - self._offset
 
+    def fingerprint(self) -> str:
+        parts = [self.images, self.labels, self._factor, self._offset]
+        return hash_of(*(t.contiguous().view(torch.uint8).numpy().tobytes() for t in parts), str(self.images.shape))
+
     def subset(self, indices: Tensor) -> TensorSplit:
         return TensorSplit(self.images[indices], self.labels[indices], *self._normalisation)
 
@@ -82,6 +91,16 @@ class Dataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def hash_of(*parts: bytes | str) -> str:
+    """A short SHA-256 of parts, each with its length."""
+    digest = sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()[:32]
 
 
 def stratified(

@@ -64,6 +64,24 @@ def mask_logits(logits: Tensor, selection: Sequence[int]) -> Tensor:
     return masked
 
 
+class LogitMask(nn.Module):
+    """A network whose logits of some classes are -∞: the trivial rival, as a network of its own.
+
+    Args:
+        network: the original; logits ``[N, C]`` at `logits_path`.
+        classes: whose logits are masked.
+    """
+
+    def __init__(self, network: nn.Module, classes: Sequence[int], logits_path: str | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.logits_path = logits_path
+        self.register_buffer("masked", torch.tensor(list(classes)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits_of(self.network(x), self.logits_path).index_fill(1, self.masked, -math.inf)
+
+
 def random_gates(wf: ModulatedModel, seed: int = 0) -> ModulatedModel:
     """A copy whose memory rows are shuffled, each layer and class by itself: the same gates on random units."""
     shuffled = detached_copy(wf)

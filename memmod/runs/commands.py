@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from memmod.evaluation import evaluate as measure
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.model import ModulateConfig, modulate
 from memmod.runs.export import in_base_architecture, write_state
-from memmod.runs.folder import MEMORY, METRICS, RunFolder, versions, write_json
+from memmod.runs.folder import MEMORY, METRICS, RunFolder, remove_checkpoint, slug, versions, write_json
 from memmod.runs.restore import Base, Unlearned, restore_base, restore_unlearned
 from memmod.training import TrainConfig, check_before_training, default_training, fit
 from memmod.training import measure as measure_base
@@ -94,7 +93,7 @@ def train(
     if not overwrite and _is_occupied(out):
         run = RunFolder.start(out, "train", settings, resume=resume)
         if run.file(METRICS).exists():
-            _remove_checkpoint(run)
+            remove_checkpoint(run)
             return restore_base(run.path)
     checkpoint = Path(out) / CHECKPOINT
     goes_on = resume and checkpoint.exists()
@@ -109,7 +108,7 @@ def train(
     metrics = {**measure_base(network, dataset), **metrics}
     save_base(run.path, network, base_meta(model, dataset, config, metrics))
     run.write_metrics(metrics)
-    _remove_checkpoint(run)
+    remove_checkpoint(run)
     return restore_base(run.path)
 
 
@@ -117,12 +116,6 @@ def _is_occupied(out: str | os.PathLike[str]) -> bool:
     """Whether there is something at `out` that a new run would have to resume or replace."""
     path = Path(out)
     return path.exists() and not (path.is_dir() and all(entry.name.startswith(".") for entry in path.iterdir()))
-
-
-def _remove_checkpoint(run: RunFolder) -> None:
-    """Remove the checkpoint of a finished run, and what a kill left of one that was being written."""
-    for path in (run.file(CHECKPOINT), *run.path.glob(f".{CHECKPOINT}.*")):
-        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -184,7 +177,7 @@ def unlearn(
     if not overwrite and _is_occupied(out):
         run = RunFolder.start(out, "unlearn", settings, resume=resume)
         if run.file(METRICS).exists():
-            _remove_checkpoint(run)
+            remove_checkpoint(run)
             return restore_unlearned(run.path, base.folder)
     check_classes(f"the training split of {dataset.name}", dataset.train.labels, dataset.class_names, at_least=2)
     dataset.train.check(on_checked)
@@ -196,7 +189,7 @@ def unlearn(
     card = {"unlearning": config.to_dict(), "seed": config.seed, "data": dataset.name, "model": base.meta["model"]}
     wf.save_memory(run.file(MEMORY), {**card, "metrics": result.best.to_dict()})
     run.write_metrics(result.to_dict())
-    _remove_checkpoint(run)
+    remove_checkpoint(run)
     return Unlearned(run, base, wf)
 
 
@@ -372,9 +365,3 @@ def _baked_card(baked: Baked, unlearned: Unlearned, forget: Sequence[int], thres
         ],
         "versions": versions(),
     }
-
-
-def slug(text: str) -> str:
-    """A part of a file name, of at most 120 bytes: what is neither letter, digit, dot nor dash becomes a dash."""
-    short = re.sub(r"[^\w.-]+", "-", text).encode()[:120].decode(errors="ignore")
-    return short.strip("-.") or "unnamed"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import msgspec
 
 from memmod.errors import RunError
 from memmod.files.atomic import write_atomically
+from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.files.strict_json import Origin, as_json, check, dump, parse
 
 CONFIG = "config.json"
@@ -27,7 +29,14 @@ T = TypeVar("T")
 _FORMAT = "memmod-run-1"
 # what a run may write into its folder, and so what --overwrite may delete: nothing else is touched
 _OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", "scorecard.json", "history.json", "report.html")
-_OWN_PATTERNS = ("checkpoint*", ".checkpoint*", "baked-*.safetensors", "baked-*.json", *(f".{n}.*" for n in _OWN_FILES))
+_OWN_PATTERNS = (
+    "audits",
+    "checkpoint*",
+    ".checkpoint*",
+    "baked-*.safetensors",
+    "baked-*.json",
+    *(f".{n}.*" for n in _OWN_FILES),
+)
 _ADVICE = "mend it, or delete the run folder and run again"
 _VERSIONED = ("memmod-torch", "torch", "timm", "torchvision", "numpy", "scikit-learn")
 
@@ -225,3 +234,15 @@ class RunFolder:
 def _entries(path: Path) -> list[Path]:
     """What lies in a folder, without hidden files: an interrupted write may leave one."""
     return [entry for entry in path.iterdir() if not entry.name.startswith(".")] if path.is_dir() else []
+
+
+def remove_checkpoint(run: RunFolder) -> None:
+    """Remove the checkpoint of a finished run, and what a kill left of one that was being written."""
+    for path in (run.file(CHECKPOINT), *run.path.glob(f".{CHECKPOINT}.*")):
+        path.unlink(missing_ok=True)
+
+
+def slug(text: str) -> str:
+    """A part of a file name, of at most 120 bytes: what is neither letter, digit, dot nor dash becomes a dash."""
+    short = re.sub(r"[^\w.-]+", "-", text).encode()[:120].decode(errors="ignore")
+    return short.strip("-.") or "unnamed"

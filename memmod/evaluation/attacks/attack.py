@@ -48,6 +48,7 @@ class Case:
         seed: of every draw.
         quick: fewer images, steps and shadow models, for a first look.
         logits_path: where the logits are in what the networks return.
+        fresh: makes a network of the same architecture with random weights from a seed; None where there is no maker.
     """
 
     forget: tuple[int, ...]
@@ -60,6 +61,7 @@ class Case:
     seed: int = 0
     quick: bool = False
     logits_path: str | None = None
+    fresh: Callable[[int], nn.Module] | None = None
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:
         """Logits ``[B, C]`` of one of the networks."""
@@ -95,8 +97,8 @@ class Attack:
         level: what the attacker has: "L0" probabilities of the selected model, "L1" the baked file, "L2" the base with
             its memories.
         version: raised whenever its figures would change, so that cached ones are not taken for them.
-        knows: whether more knowledge of the class makes its figures larger ("more") or smaller ("less"), by name; the
-            entry "" stands for all others.
+        knows: whether more knowledge of the class makes its figures larger ("more") or smaller ("less"), by how their
+            names begin; the longest beginning counts, and "" stands for all others.
         run: the figures by name, of one subject.
         cost: forward passes over one image, about, for the estimate of time; a backward pass counts as two.
         applies: None, or why the attack says nothing of this subject (no BatchNorm, no memories).
@@ -111,3 +113,7 @@ class Attack:
     cost: Callable[[Case], int]
     applies: Callable[[Subject, Case], str | None] = lambda _subject, _case: None
     source: str = ""
+
+    def meaning(self, figure: str) -> str:
+        """ "more" or "less": what a larger figure of that name says about knowledge of the class."""
+        return self.knows[max((start for start in self.knows if figure.startswith(start)), key=len)]

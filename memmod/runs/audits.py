@@ -1,0 +1,243 @@
+"""What `memmod audit` does: oracles, attacks, and the card of both in the run folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from memmod.data import Dataset
+from memmod.errors import ModelError, RunError, SelectionError
+from memmod.evaluation.attacks import ATTACKS
+from memmod.evaluation.attacks.attack import Attack, Case, Subject
+from memmod.evaluation.audit import AuditCard, Bench, Progress, audit, expected_seconds
+from memmod.evaluation.audit.outputs import ACCURACY, OUTPUTS
+from memmod.evaluation.audit.representation import CKA
+from memmod.evaluation.controls import LogitMask
+from memmod.files.atomic import write_atomically
+from memmod.files.parts import Parts
+from memmod.runs.export import in_base_architecture
+from memmod.runs.folder import slug, versions, write_json
+from memmod.runs.oracles import Oracle, OracleStep, base_training, missing, oracle_folder, oracle_seeds, retrain
+from memmod.runs.restore import Base, Unlearned
+from memmod.training import augment
+from memmod.zoo import create_model
+
+AUDITS = "audits"
+CARD = "audit.json"
+TABLE = "audit.md"
+# Steps of the base's training that are timed to say how long an oracle will take.
+TIMED_STEPS = 3
+
+EVERYTHING: tuple[Attack, ...] = (ACCURACY, OUTPUTS, CKA, *ATTACKS)
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """How to audit.
+
+    Args:
+        seeds: oracles that the intervals are made from; one more is held out to try the attacks on.
+        quick: fewer images, steps and shadow models.
+        threshold: gates of the baked network below it are exactly 0.
+        seed: of every draw of the attacks.
+        device: where networks run.
+        oracles: where oracles are kept; default: beside the base.
+    """
+
+    seeds: int = 3
+    quick: bool = False
+    threshold: float = 0.3
+    seed: int = 0
+    device: str = "cpu"
+    oracles: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.seeds < 2:
+            raise RunError(f"seeds is {self.seeds}; an interval needs at least 2 oracles")
+
+
+@dataclass(frozen=True)
+class Audited:
+    """An audit: its card, and the folder that holds it."""
+
+    folder: Path
+    card: AuditCard
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """About how long an audit will take, in seconds: for oracles that are not trained yet, and for the attacks."""
+
+    oracles: int
+    oracle_seconds: float
+    attack_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return self.oracles * self.oracle_seconds + self.attack_seconds
+
+
+def audit_run(
+    unlearned: Unlearned,
+    forget: Sequence[int],
+    dataset: Dataset,
+    options: AuditOptions | None = None,
+    *,
+    attacks: Sequence[Attack] = EVERYTHING,
+    on_estimate: Callable[[Estimate], None] = lambda _estimate: None,
+    on_oracle: Callable[[OracleStep], None] | None = None,
+    on_part: Callable[[Progress], None] = lambda _progress: None,
+) -> Audited:
+    """Audit what an unlearned run still knows of some classes, and write audit.json and audit.md into its folder.
+
+    Finished oracles and parts are kept by content: a call that was interrupted goes on where it was.
+
+    Args:
+        forget: the classes that should be gone, at least one; two must stay.
+        on_estimate: called once before the long part.
+        on_oracle: called after each step of training an oracle.
+        on_part: called after each attack on each network.
+
+    Raises:
+        MemmodError: classes that the base never knew, a base that cannot be retrained, data of other classes.
+    """
+    from memmod.runs.commands import LAYOUT, usable_device
+
+    options = options or AuditOptions()
+    forget = tuple(sorted(set(forget)))
+    base, device = unlearned.base, usable_device(options.device)
+    suspect = Subject("memmod", baked_network(unlearned, forget, dataset, options.threshold), unlearned.wf)
+    seeds = oracle_seeds(base, options.seeds + 1)
+    place = options.oracles or oracle_folder(base)
+    untrained = missing(base, forget, seeds, dataset, place)
+    case = make_case(base, forget, dataset, (), options)
+    bench = Bench(suspect, None, Subject("logit mask", LogitMask(base.model, forget, unlearned.wf.config.logits)))
+    # the oracles are not there yet: the original takes as long as one
+    stand_in = make_case(base, forget, dataset, (base.model,) * options.seeds, options)
+    seconds = expected_seconds(bench, stand_in, attacks)
+    on_estimate(Estimate(untrained, training_seconds(base, dataset) if untrained else 0.0, seconds))
+    oracles = retrain(base, forget, seeds, dataset, place, progress=on_oracle)
+    networks = [oracle.network.to(device, memory_format=LAYOUT) for oracle in oracles]
+    for network in (suspect.network, unlearned.wf, base.model, bench.control.network):
+        network.to(device, memory_format=LAYOUT)
+    case = make_case(base, forget, dataset, tuple(networks[:-1]), options)
+    bench = Bench(suspect, Subject("held-out oracle", networks[-1]), bench.control)
+    name = slug("-".join(dataset.class_names[c] for c in forget)) + ("-quick" if options.quick else "")
+    folder = unlearned.run.file(AUDITS) / name
+    parts = Parts(unlearned.run.file(AUDITS) / "parts")
+    card = audit(bench, case, attacks, parts=parts, data=data_hash(dataset), on_part=on_part)
+    write_card(folder, card, unlearned, dataset, options, oracles)
+    return Audited(folder, card)
+
+
+def make_case(
+    base: Base, forget: tuple[int, ...], dataset: Dataset, oracles: tuple[nn.Module, ...], options: AuditOptions
+) -> Case:
+    """What the attacks on a run of this base get."""
+    meta = base.meta
+
+    def fresh(seed: int) -> nn.Module:
+        return create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, seed)
+
+    return Case(
+        forget=forget,
+        num_classes=dataset.num_classes,
+        train=dataset.train,
+        test=dataset.test,
+        training=base_training(base),
+        original=base.model,
+        oracles=oracles,
+        seed=options.seed,
+        quick=options.quick,
+        fresh=fresh,
+    )
+
+
+def baked_network(unlearned: Unlearned, forget: Sequence[int], dataset: Dataset, threshold: float) -> nn.Module:
+    """The network that `memmod bake` would write: of the base's architecture, with BatchNorms that only shift.
+
+    Raises:
+        SelectionError: classes that the model does not know, or all of them.
+    """
+    wf, selection = unlearned.wf, set(forget)
+    if not selection or not all(0 <= c < wf.num_classes for c in selection) or len(selection) >= wf.num_classes:
+        raise SelectionError(
+            f"the classes {sorted(selection)} cannot be audited: name at least one and not all of 0 to "
+            f"{wf.num_classes - 1}"
+        )
+    baked = wf.bake(selection, threshold)
+    x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
+    try:
+        return in_base_architecture(wf, baked, unlearned.base.model, x)
+    except ModelError:
+        return baked.eval()
+
+
+def training_seconds(base: Base, dataset: Dataset) -> float:
+    """About how long an oracle takes to train, from a few steps on a copy that is thrown away."""
+    config, meta = base_training(base), base.meta
+    with torch.random.fork_rng(devices=[]):
+        network = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"])).train()
+        optimiser = torch.optim.AdamW(network.parameters())
+        generator = torch.Generator().manual_seed(0)
+        chosen = torch.arange(min(config.batch_size, len(dataset.train)))
+        seconds = []
+        for _ in range(TIMED_STEPS):
+            start = time.monotonic()
+            x = augment(dataset.train.batch(chosen), config, generator)
+            F.cross_entropy(network(x), dataset.train.labels[chosen]).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            seconds.append(time.monotonic() - start)
+    return min(seconds) * config.epochs * len(dataset.train) / config.batch_size
+
+
+def data_hash(dataset: Dataset) -> str:
+    """A hash of both splits."""
+    return f"{dataset.train.fingerprint()}-{dataset.test.fingerprint()}"
+
+
+def write_card(
+    folder: str | os.PathLike[str],
+    card: AuditCard,
+    unlearned: Unlearned,
+    dataset: Dataset,
+    options: AuditOptions,
+    oracles: Sequence[Oracle],
+) -> None:
+    """Write audit.json and audit.md: every figure, with the settings, seeds and versions that it was made with."""
+    names = [dataset.class_names[c] for c in card.forget]
+    settings: dict[str, Any] = {
+        "run": str(unlearned.run.path),
+        "base": str(unlearned.base.folder),
+        "data": dataset.name,
+        "forgotten": names,
+        "quick": options.quick,
+        "threshold": options.threshold,
+        "seed": options.seed,
+        "oracles": [str(oracle.folder) for oracle in oracles[:-1]],
+        "held_out_oracle": str(oracles[-1].folder),
+        "unlearning": unlearned.run.settings,
+        "versions": versions(),
+    }
+    folder = Path(folder)
+    write_json(folder / CARD, {**settings, **card.to_dict()})
+    lines = [
+        f"# Audit: {', '.join(names)}",
+        "",
+        f"{unlearned.base.meta['model']} on {dataset.name}, run `{unlearned.run.path.name}`, gates below "
+        f"{options.threshold:g} zeroed, seed {options.seed}{', quick' if options.quick else ''}.",
+        "",
+        card.markdown(),
+        f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
+        "",
+    ]
+    write_atomically(folder / TABLE, "\n".join(lines).encode())

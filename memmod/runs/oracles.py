@@ -1,0 +1,203 @@
+"""Oracles: networks trained without a class, as the base was trained, cached by what they were trained from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from memmod.data import Dataset, check_classes
+from memmod.errors import RunError, SelectionError
+from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
+from memmod.files.strict_json import canonical
+from memmod.runs.folder import METRICS, RunFolder, remove_checkpoint, slug
+from memmod.runs.restore import Base
+from memmod.training import TrainConfig, accuracies, fit
+from memmod.zoo import base_meta, create_model, load_base, save_base
+
+# Raised whenever the same settings would train another oracle.
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class OracleStep:
+    """Where the training of oracles is: oracle `number` of `count`, step `step` of `steps`, its loss."""
+
+    number: int
+    count: int
+    step: int
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A network trained without some classes.
+
+    Args:
+        folder: its run folder.
+        network: in eval mode.
+        seed: of its weights, order and augmentation.
+        metrics: accuracy on the test images of the forgotten classes and of the others, seconds of training.
+    """
+
+    folder: Path
+    network: nn.Module
+    seed: int
+    metrics: dict[str, Any]
+
+
+def oracle_folder(base: Base) -> Path:
+    """Where the oracles of a base are kept: beside its run folder."""
+    return base.folder.with_name(f"{base.folder.name}-oracles")
+
+
+def oracle_seeds(base: Base, count: int) -> list[int]:
+    """The seeds of the first `count` oracles: those after the base's own, so that none begins from its weights."""
+    return [base_training(base).seed + 1 + number for number in range(count)]
+
+
+def base_training(base: Base) -> TrainConfig:
+    """How the base was trained.
+
+    Raises:
+        RunError: it was not trained by memmod, so that no oracle can be trained as it was.
+    """
+    settings = RunFolder.open(base.folder).settings
+    if settings.get("epochs") == 0 or settings.get("pretrained"):
+        raise RunError(
+            f"the base in {base.folder} starts from pretrained weights, whose own training cannot be repeated without "
+            "a class: audit a base that `memmod train` made from random weights"
+        )
+    return TrainConfig(**base.meta["training"])
+
+
+def retrain(
+    base: Base,
+    without: Sequence[int],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    progress: Callable[[OracleStep], None] | None = None,
+) -> list[Oracle]:
+    """Train networks as the base was trained, on its training images but those of some classes.
+
+    Each is kept in a folder whose name holds a hash of its settings, seed and data; one that is there is loaded, one
+    that was interrupted goes on from its checkpoint.
+
+    Args:
+        without: the classes to leave out, at least one; two must stay.
+        seeds: one network each.
+        dataset: what the base was trained on.
+        folder: where the oracles are kept; default: `oracle_folder`.
+
+    Raises:
+        SelectionError: classes that the base never knew, or too few that stay.
+        RunError: the base was not trained here, or a folder holds another run.
+        DataError: a class that stays has no images.
+    """
+    without = tuple(sorted(set(without)))
+    _check_classes(without, base)
+    config = base_training(base)
+    retained = ~torch.isin(dataset.train.labels, torch.tensor(without))
+    train = dataset.train.subset(retained.nonzero().flatten())
+    names = [name for c, name in enumerate(dataset.class_names) if c not in without]
+    renumbered = torch.tensor([names.index(name) if name in names else -1 for name in dataset.class_names])
+    check_classes(f"the retained training images of {dataset.name}", renumbered[train.labels], names)
+    reduced = replace(dataset, train=train)
+    places = _Places(base, without, Path(folder) if folder is not None else oracle_folder(base), train.fingerprint())
+
+    def stepped(number: int) -> Callable[[int, int, float], None]:
+        def report(step: int, steps: int, loss: float) -> None:
+            if progress is not None:
+                progress(OracleStep(number + 1, len(seeds), step, steps, loss))
+
+        return report
+
+    return [
+        _one(places, replace(config, seed=seed), reduced, without, stepped(number)) for number, seed in enumerate(seeds)
+    ]
+
+
+def missing(base: Base, without: Sequence[int], seeds: Sequence[int], dataset: Dataset, folder=None) -> int:
+    """How many of these oracles are still to be trained."""
+    without = tuple(sorted(set(without)))
+    _check_classes(without, base)
+    retained = ~torch.isin(dataset.train.labels, torch.tensor(without))
+    train = dataset.train.subset(retained.nonzero().flatten())
+    places = _Places(base, without, Path(folder) if folder is not None else oracle_folder(base), train.fingerprint())
+    config = base_training(base)
+    return sum(not (places.path(replace(config, seed=seed)) / METRICS).exists() for seed in seeds)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where oracles lie, and what their folders' names are made of."""
+
+    base: Base
+    without: tuple[int, ...]
+    folder: Path
+    data: str
+
+    def settings(self, config: TrainConfig) -> dict[str, Any]:
+        meta = self.base.meta
+        return {
+            "oracle": VERSION,
+            "model": meta["model"],
+            "num_classes": meta["num_classes"],
+            "input_shape": list(meta["input_shape"]),
+            "without": list(self.without),
+            "data": meta["data"],
+            "data_hash": self.data,
+            **asdict(config),
+        }
+
+    def path(self, config: TrainConfig) -> Path:
+        key = sha256(canonical(self.settings(config))).hexdigest()[:10]
+        names = "-".join(self.base.meta["class_names"][c] for c in self.without)
+        return self.folder / f"{slug(names)[:80]}-seed{config.seed}-{key}"
+
+
+def _one(
+    places: _Places,
+    config: TrainConfig,
+    dataset: Dataset,
+    without: tuple[int, ...],
+    progress: Callable[[int, int, float], None],
+) -> Oracle:
+    path, meta = places.path(config), places.base.meta
+    run = RunFolder.start(path, "retrain", places.settings(config), resume=True)
+    if not run.file(METRICS).exists():
+        network = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, config.seed)
+        fit(network, dataset, config, progress, checkpoint=run.file(CHECKPOINT), resume=True)
+        by_class = accuracies(network, dataset.test, dataset.num_classes)[1]
+        metrics = {"class_accuracy": by_class, "acc_forget": [by_class[c] for c in without]}
+        save_base(path, network, base_meta(meta["model"], dataset, config, metrics))
+        run.write_metrics(metrics)
+    remove_checkpoint(run)
+    network, card = load_base(path)
+    if card["training"] != asdict(config):
+        raise RunError(f"the oracle in {path} was trained with other settings than {path.name} says: delete its folder")
+    return Oracle(path, network, config.seed, run.metrics())
+
+
+def _check_classes(without: tuple[int, ...], base: Base) -> None:
+    classes = base.meta["num_classes"]
+    unknown = [c for c in without if not 0 <= c < classes]
+    if unknown or not without:
+        raise SelectionError(
+            f"class {', '.join(map(str, unknown)) or 'none'} cannot be left out: the base in {base.folder} knows the "
+            f"classes 0 to {classes - 1}, and at least one must be named"
+        )
+    if classes - len(without) < 2:
+        raise SelectionError(
+            f"leaving out {len(without)} of {classes} classes leaves {classes - len(without)}; a network needs at "
+            "least 2 to tell apart"
+        )
