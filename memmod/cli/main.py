@@ -1,78 +1,46 @@
-"""The command line: train a base, unlearn its classes, evaluate, bake, and a demo of all of it."""
+"""The command line: train a base, unlearn its classes, evaluate, audit, bake, and a demo of all of it."""
 
 from __future__ import annotations
 
 import io
-import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
-from memmod.errors import MemmodError, RunError
+from memmod.cli import audits  # noqa: F401 - adds its commands to the application
+from memmod.cli.options import (
+    DATA_HELP,
+    RUNS,
+    DataRoot,
+    Device,
+    Download,
+    ImageSize,
+    MovedBase,
+    Overwrite,
+    Resume,
+    Seed,
+    Threads,
+    UnlearnedRun,
+    app,
+    check_exclusive,
+    console,
+    default_folder,
+    examples,
+    given,
+    parse_classes,
+    prepare,
+)
+from memmod.errors import RunError
 
 # torch and what needs it are imported inside the commands, so that --help and usage errors come at once
 
-RUNS = Path("runs")
-
-console = Console()
-
-
-class _Commands(TyperGroup):
-    """Prints what went wrong as one message and exits with 1; usage errors exit with 2."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
-        for arg in args:
-            try:
-                arg.encode()
-            except UnicodeEncodeError:
-                raise typer.BadParameter(f"{ascii(arg)} has bytes that are not UTF-8: rename what it names") from None
-        return super().parse_args(ctx, args)
-
-    def invoke(self, ctx: typer.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (MemmodError, OSError) as error:
-            typer.echo(f"memmod: {error}", err=True)
-            raise typer.Exit(1) from None
-
-
-def _examples(*lines: str) -> str:
-    return "[bold]Examples[/bold]\n" + "\n".join(f"$ {line}" for line in lines)
-
-
-app = typer.Typer(
-    cls=_Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    help="Image classifiers that forget: unlearn every class in one round of training, choose at run time which of "
-    "them a network forgets, and bake a choice into ordinary weights.",
-    epilog=_examples("memmod demo", "memmod train --data digits --model vit", "memmod COMMAND --help"),
-)
-
-DATA_HELP = "digits, fashion-mnist, mnist, cifar10, cifar100, imagenet or folder:PATH."
-DataRoot = Annotated[str | None, typer.Option("--data-root", help="Where the data are, if not in their usual place.")]
-ImageSize = Annotated[
-    int | None, typer.Option(min=8, help="Side in pixels, for imagenet and folders.", show_default="224")
-]
-Download = Annotated[bool, typer.Option("--download", help="Let torchvision download the data.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run of the same settings.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the same folder.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
-Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")]
-MovedBase = Annotated[Path | None, typer.Option("--base", help="The base's run folder, if it has moved since.")]
-UnlearnedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of memmod unlearn.")]
-
 
 @app.command(
-    epilog=_examples("memmod demo", "memmod demo --out /tmp/demo --seed 1"),
+    epilog=examples("memmod demo", "memmod demo --out /tmp/demo --seed 1"),
 )
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = RUNS / "demo",
@@ -87,13 +55,13 @@ def demo(
     from memmod.cli.demo import run_demo
     from memmod.cli.terminal import say
 
-    _prepare(threads)
+    prepare(threads)
     report = run_demo(out, seed, console)
     say(console, f"\nThe report is in {report}: {report.resolve().as_uri()}")
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "memmod train --data digits --model resnet",
         "memmod train --data fashion-mnist --model vit --seed 1 --out runs/vit-1",
         "memmod train --data folder:photos --model timm:resnet18 --pretrained --epochs 5",
@@ -124,11 +92,11 @@ def train(
     from memmod.cli.terminal import checking_bar, say, training_bar
     from memmod.runs import commands
 
-    _prepare(threads)
-    _check_exclusive(resume, overwrite)
+    prepare(threads)
+    check_exclusive(resume, overwrite)
     folder = out or default_folder(data, model)
     options = commands.DataOptions(data, data_root, image_size, download)
-    changes = _given(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
+    changes = given(epochs=epochs, batch_size=batch_size, lr=lr, seed=seed)
     with training_bar(console) as progress, checking_bar(Console(stderr=True)) as on_checked:
         base = commands.train(
             folder,
@@ -146,7 +114,7 @@ def train(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "memmod unlearn --data digits --model resnet",
         "memmod unlearn --base runs/vit-1 --preset fast",
         "memmod unlearn --data fashion-mnist --model resnet --resume",
@@ -195,13 +163,13 @@ def unlearn(
     from memmod.runs import commands
     from memmod.runs.restore import restore_base
 
-    _prepare(threads)
-    _check_exclusive(resume, overwrite)
+    prepare(threads)
+    check_exclusive(resume, overwrite)
     found = restore_base(base or default_folder(data or "digits", model or "resnet"))
     if model is not None and model != found.meta["model"]:
         raise RunError(f"the base in {found.folder} is a {found.meta['model']!r}, not the {model!r} that --model names")
     folder = out or found.folder.with_name(f"{found.folder.name}-unlearned")
-    changes = _given(
+    changes = given(
         objective=objective,
         steps=steps,
         lr=lr,
@@ -235,7 +203,7 @@ def unlearn(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "memmod evaluate runs/digits-resnet-unlearned",
         "memmod evaluate runs/digits-resnet-unlearned --sets 2,3,5 --json > card.json",
     ),
@@ -260,7 +228,7 @@ def evaluate(
     from memmod.runs import commands
     from memmod.runs.restore import restore_unlearned
 
-    _prepare(threads)
+    prepare(threads)
     sizes = _sizes(sets)
     unlearned = restore_unlearned(run, base)
     passes = forward_passes(unlearned.wf.num_classes, sizes, sets_per_size, seed)
@@ -291,7 +259,7 @@ def evaluate(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "memmod bake runs/digits-resnet-unlearned --forget 3",
         "memmod bake runs/fashion-mnist-resnet-unlearned --forget bag,sandal --out without.safetensors",
     ),
@@ -320,7 +288,7 @@ def bake(
     from memmod.runs import commands
     from memmod.runs.restore import restore_unlearned
 
-    _prepare(threads)
+    prepare(threads)
     unlearned = restore_unlearned(run, base)
     names = unlearned.base.meta["class_names"]
     classes = parse_classes(forget, names)
@@ -348,7 +316,7 @@ def bake(
     )
 
 
-@app.command(epilog=_examples("memmod info"))
+@app.command(epilog=examples("memmod info"))
 def info() -> None:
     """Print what is installed, which backends can run, and why others cannot."""
     from memmod.info import main as print_info
@@ -356,60 +324,11 @@ def info() -> None:
     print_info()
 
 
-def default_folder(data: str, model: str) -> Path:
-    """Where `memmod train` puts a base unless told otherwise."""
-    from memmod.runs.folder import slug
-
-    name = Path(data.removeprefix("folder:")).name if data.startswith("folder:") else data
-    return RUNS / slug(f"{name}-{model}")
-
-
-def parse_classes(texts: list[str], class_names: list[str]) -> tuple[int, ...]:
-    """Class numbers of names and numbers separated by commas; a name that holds a comma is found whole.
-
-    Raises:
-        SelectionError: an unknown name, a number out of range, or nothing at all.
-    """
-    from memmod.errors import SelectionError
-    from memmod.selection import to_index
-
-    tokens = []
-    for text in texts:
-        tokens += [text] if text in class_names else [part.strip() for part in text.split(",") if part.strip()]
-    entries = {t if t in class_names or not re.fullmatch(r"-?\d+", t) else int(t) for t in tokens}
-    index = to_index(entries, len(class_names), class_names)
-    if index is None:
-        raise SelectionError(f"--forget names no class; the classes are {', '.join(map(repr, class_names[:20]))}")
-    return tuple(index.flatten().tolist())
-
-
 def _sizes(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is not a list of sizes such as 2,3", param_hint="--sets")
     return tuple(map(int, parts))
-
-
-def _check_exclusive(resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise typer.BadParameter("--resume and --overwrite exclude each other")
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _prepare(threads: int | None) -> None:
-    import logging
-
-    import torch
-    from rich.logging import RichHandler
-
-    logger = logging.getLogger("memmod")
-    if not logger.handlers:
-        logger.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False))
-    if threads is not None:
-        torch.set_num_threads(threads)
 
 
 def main() -> None:

@@ -10,12 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from memmod.evaluation.audit import AuditCard
+from memmod.evaluation.audit import Progress as AuditProgress
+from memmod.evaluation.audit.card import HEADINGS as AUDIT_HEADINGS
 from memmod.evaluation.scorecard import HEADINGS, Scorecard
+from memmod.runs.audits import Estimate
 from memmod.runs.commands import Evaluation
+from memmod.runs.oracles import OracleStep
 from memmod.unlearning.progress import Progress
 
 # Fewer are checked before a bar could be read.
 FEW_IMAGES = 2000
+# By verdict; those that read the same in any colour stay plain.
+_STYLES = {"worse": "red", "broken": "yellow"}
 
 
 @contextmanager
@@ -76,6 +83,46 @@ def checking_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
+def oracle_bar(console: Console) -> Iterator[Callable[[OracleStep], None]]:
+    """A bar over all oracles that are trained; yields what `retrain` calls."""
+    with _bar("training oracles", console) as update:
+
+        def progress(state: OracleStep) -> None:
+            done, total = (state.number - 1) * state.steps + state.step, state.count * state.steps
+            update(done, total, f"oracle {state.number} of {state.count}, loss {state.loss:.3f}")
+
+        yield progress
+
+
+@contextmanager
+def audit_bar(console: Console) -> Iterator[Callable[[AuditProgress], None]]:
+    """A bar that goes away at the end; yields what `audit` calls."""
+    with _bar("auditing", console, transient=True) as update:
+        yield lambda state: update(state.part, state.parts, f"{state.attack}: {state.subject}")
+
+
+def told_estimate(console: Console) -> Callable[[Estimate], None]:
+    """Prints about how long an audit will take, before it begins."""
+
+    def tell(estimate: Estimate) -> None:
+        training = (
+            f"{estimate.oracles} oracles to train, about {duration(estimate.oracle_seconds)} each, and "
+            if estimate.oracles
+            else ""
+        )
+        say(console, f"{training}attacks of about {duration(estimate.attack_seconds)}; finished parts are kept")
+
+    return tell
+
+
+def duration(seconds: float) -> str:
+    """45.2 as "45 s", 150 as "3 min", 9000 as "2.5 h"."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
 def _bar(what: str, console: Console, transient: bool = False) -> Iterator[Callable[..., None]]:
     """A bar from the first update on; yields what takes (done, total, text). A transient one goes away
     when all is done.
@@ -129,3 +176,17 @@ def print_evaluation(console: Console, result: Evaluation, title: str) -> None:
             f"With BatchNorm statistics taken anew under each selection: Acc_f {anew.mean_forget:.1%}, at worst "
             f"{anew.worst_forget:.1%} ({worst}); Acc_r {anew.mean_retain:.1%}",
         )
+
+
+def print_audit(console: Console, card: AuditCard, title: str) -> None:
+    """Print an audit's card."""
+    table = Table(title=Text(title, "table.title"), caption=card.summary)
+    for heading in AUDIT_HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("attack", "figure", "level", "verdict") else "right")
+    previous = None
+    for row in card.rows:
+        if previous not in (None, row.attack):
+            table.add_section()
+        table.add_row(*map(Text, row.cells()), style=_STYLES.get("broken" if row.broken else row.verdict.word))
+        previous = row.attack
+    console.print(table)

@@ -1,0 +1,114 @@
+"""The commands that show what is really gone: retrain oracles, audit a run, compare methods."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from memmod.cli.options import (
+    DataRoot,
+    Device,
+    MovedBase,
+    Seed,
+    Threads,
+    UnlearnedRun,
+    app,
+    console,
+    examples,
+    parse_classes,
+    prepare,
+)
+
+Oracles = Annotated[
+    Path | None, typer.Option(help="Where oracles are kept.", show_default="beside the base, with -oracles")
+]
+
+
+@app.command(
+    epilog=examples(
+        "memmod retrain runs/digits-resnet --without 8",
+        "memmod retrain runs/fashion-mnist-vit --without shirt,bag --seeds 5",
+    ),
+)
+def retrain(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="A run folder of memmod train.")],
+    without: Annotated[list[str], typer.Option(help="Class names or numbers, separated by commas. Repeatable.")],
+    seeds: Annotated[int, typer.Option(min=1, help="How many oracles, one a seed.")] = 3,
+    oracles: Oracles = None,
+    data_root: DataRoot = None,
+    threads: Threads = None,
+) -> None:
+    """Train oracles: networks that never saw some classes, by which an audit judges what is gone.
+
+    Each is trained as the base was, and kept by its settings, seed and data: what is there is not trained again, and
+    what was interrupted goes on.
+    """
+    from memmod.cli.terminal import oracle_bar, say
+    from memmod.runs.oracles import oracle_seeds
+    from memmod.runs.oracles import retrain as train_oracles
+    from memmod.runs.restore import restore_base
+
+    prepare(threads)
+    found = restore_base(base)
+    classes = parse_classes(without, found.meta["class_names"], "--without")
+    dataset = found.load_data(root=data_root)
+    with oracle_bar(console) as progress:
+        trained = train_oracles(found, classes, oracle_seeds(found, seeds), dataset, oracles, progress=progress)
+    for oracle in trained:
+        say(console, f"Seed {oracle.seed}: {oracle.folder}")
+
+
+@app.command(
+    epilog=examples(
+        "memmod audit runs/digits-resnet-unlearned --forget 8 --quick",
+        "memmod audit runs/fashion-mnist-resnet-unlearned --forget shirt",
+    ),
+)
+def audit(
+    run: UnlearnedRun,
+    forget: Annotated[list[str], typer.Option(help="Class names or numbers, separated by commas. Repeatable.")],
+    seeds: Annotated[int, typer.Option(min=2, help="Oracles behind each interval; one more is held out.")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer images, steps and shadow models.")] = False,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    oracles: Oracles = None,
+    seed: Seed = 0,
+    base: MovedBase = None,
+    data_root: DataRoot = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Attack what a run still knows of some classes, and judge every figure by networks that never saw them.
+
+    Trains the oracles that are missing. Finished parts are kept: an interrupted audit goes on where it was.
+    """
+    from memmod.cli.terminal import audit_bar, oracle_bar, print_audit, say, told_estimate
+    from memmod.runs.audits import CARD, TABLE, AuditOptions, audit_run
+    from memmod.runs.restore import restore_unlearned
+
+    prepare(threads)
+    unlearned = restore_unlearned(run, base)
+    classes = parse_classes(forget, unlearned.base.meta["class_names"])
+    dataset = unlearned.load_data(data_root)
+    options = AuditOptions(seeds, quick, threshold, seed, device, oracles)
+    quiet = Console(stderr=True)
+    with oracle_bar(quiet) as on_oracle, audit_bar(quiet) as on_part:
+        audited = audit_run(
+            unlearned,
+            classes,
+            dataset,
+            options,
+            on_estimate=told_estimate(quiet),
+            on_oracle=on_oracle,
+            on_part=on_part,
+        )
+    if as_json:
+        typer.echo((audited.folder / CARD).read_text(encoding="utf-8"))
+        return
+    names = ", ".join(dataset.class_names[c] for c in classes)
+    print_audit(console, audited.card, f"{run}: {names}")
+    say(console, f"Written to {shlex.quote(str(audited.folder))}: {CARD}, {TABLE}")
