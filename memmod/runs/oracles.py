@@ -103,16 +103,7 @@ def retrain(
         RunError: the base was not trained here, or a folder holds another run.
         DataError: a class that stays has no images.
     """
-    without = tuple(sorted(set(without)))
-    _check_classes(without, base)
-    config = base_training(base)
-    retained = ~torch.isin(dataset.train.labels, torch.tensor(without))
-    train = dataset.train.subset(retained.nonzero().flatten())
-    names = [name for c, name in enumerate(dataset.class_names) if c not in without]
-    renumbered = torch.tensor([names.index(name) if name in names else -1 for name in dataset.class_names])
-    check_classes(f"the retained training images of {dataset.name}", renumbered[train.labels], names)
-    reduced = replace(dataset, train=train)
-    places = _Places(base, without, Path(folder) if folder is not None else oracle_folder(base), train.fingerprint())
+    plan = _plan(base, without, dataset, folder)
 
     def stepped(number: int) -> Callable[[int, int, float], None]:
         def report(step: int, steps: int, loss: float) -> None:
@@ -121,32 +112,46 @@ def retrain(
 
         return report
 
-    return [
-        _one(places, replace(config, seed=seed), reduced, without, stepped(number)) for number, seed in enumerate(seeds)
-    ]
+    return [_one(plan, seed, stepped(number)) for number, seed in enumerate(seeds)]
 
 
-def missing(base: Base, without: Sequence[int], seeds: Sequence[int], dataset: Dataset, folder=None) -> int:
-    """How many of these oracles are still to be trained."""
+def missing(
+    base: Base,
+    without: Sequence[int],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    folder: str | os.PathLike[str] | None = None,
+) -> int:
+    """How many of these oracles are still to be trained. Raises as `retrain` does."""
+    plan = _plan(base, without, dataset, folder)
+    return sum(not (plan.path(seed) / METRICS).exists() for seed in seeds)
+
+
+def _plan(base: Base, without: Sequence[int], dataset: Dataset, folder: str | os.PathLike[str] | None) -> _Plan:
     without = tuple(sorted(set(without)))
     _check_classes(without, base)
+    config = base_training(base)
     retained = ~torch.isin(dataset.train.labels, torch.tensor(without))
     train = dataset.train.subset(retained.nonzero().flatten())
-    places = _Places(base, without, Path(folder) if folder is not None else oracle_folder(base), train.fingerprint())
-    config = base_training(base)
-    return sum(not (places.path(replace(config, seed=seed)) / METRICS).exists() for seed in seeds)
+    names = [name for c, name in enumerate(dataset.class_names) if c not in without]
+    renumbered = torch.tensor([names.index(name) if name in names else -1 for name in dataset.class_names])
+    check_classes(f"the retained training images of {dataset.name}", renumbered[train.labels], names)
+    place = oracle_folder(base) if folder is None else Path(folder)
+    return _Plan(base, without, config, replace(dataset, train=train), place, train.fingerprint())
 
 
 @dataclass(frozen=True)
-class _Places:
-    """Where oracles lie, and what their folders' names are made of."""
+class _Plan:
+    """What oracles are trained from, and where they lie: in folders whose names hold a hash of it."""
 
     base: Base
     without: tuple[int, ...]
+    config: TrainConfig
+    dataset: Dataset
     folder: Path
     data: str
 
-    def settings(self, config: TrainConfig) -> dict[str, Any]:
+    def settings(self, seed: int) -> dict[str, Any]:
         meta = self.base.meta
         return {
             "oracle": VERSION,
@@ -156,36 +161,34 @@ class _Places:
             "without": list(self.without),
             "data": meta["data"],
             "data_hash": self.data,
-            **asdict(config),
+            **asdict(replace(self.config, seed=seed)),
         }
 
-    def path(self, config: TrainConfig) -> Path:
-        key = sha256(canonical(self.settings(config))).hexdigest()[:10]
+    def path(self, seed: int) -> Path:
+        key = sha256(canonical(self.settings(seed))).hexdigest()[:10]
         names = "-".join(self.base.meta["class_names"][c] for c in self.without)
-        return self.folder / f"{slug(names)[:80]}-seed{config.seed}-{key}"
+        return self.folder / f"{slug(names)[:80]}-seed{seed}-{key}"
+
+    def network(self, seed: int) -> nn.Module:
+        meta = self.base.meta
+        return create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, seed)
 
 
-def _one(
-    places: _Places,
-    config: TrainConfig,
-    dataset: Dataset,
-    without: tuple[int, ...],
-    progress: Callable[[int, int, float], None],
-) -> Oracle:
-    path, meta = places.path(config), places.base.meta
-    run = RunFolder.start(path, "retrain", places.settings(config), resume=True)
+def _one(plan: _Plan, seed: int, progress: Callable[[int, int, float], None]) -> Oracle:
+    path, config, dataset = plan.path(seed), replace(plan.config, seed=seed), plan.dataset
+    run = RunFolder.start(path, "retrain", plan.settings(seed), resume=True)
     if not run.file(METRICS).exists():
-        network = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, config.seed)
+        network = plan.network(seed)
         fit(network, dataset, config, progress, checkpoint=run.file(CHECKPOINT), resume=True)
         by_class = accuracies(network, dataset.test, dataset.num_classes)[1]
-        metrics = {"class_accuracy": by_class, "acc_forget": [by_class[c] for c in without]}
-        save_base(path, network, base_meta(meta["model"], dataset, config, metrics))
+        metrics = {"class_accuracy": by_class, "acc_forget": [by_class[c] for c in plan.without]}
+        save_base(path, network, base_meta(plan.base.meta["model"], dataset, config, metrics))
         run.write_metrics(metrics)
     remove_checkpoint(run)
     network, card = load_base(path)
     if card["training"] != asdict(config):
-        raise RunError(f"the oracle in {path} was trained with other settings than {path.name} says: delete its folder")
-    return Oracle(path, network, config.seed, run.metrics())
+        raise RunError(f"the oracle in {path} was trained with other settings than its name says: delete its folder")
+    return Oracle(path, network, seed, run.metrics())
 
 
 def _check_classes(without: tuple[int, ...], base: Base) -> None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from memmod.data import at_most
 from memmod.evaluation.attacks.attack import Attack, Case, Measure, Subject
+from memmod.evaluation.attacks.probes import thinned
 from memmod.evaluation.features import feature_points, features
 from memmod.evaluation.metrics import linear_cka
 
@@ -18,7 +19,7 @@ def _cka(subject: Subject, case: Case) -> dict[str, Measure]:
     own = case.is_forgotten(case.test.labels).nonzero().flatten()
     own = own[at_most(case.test.labels[own], QUICK_IMAGES if case.quick else IMAGES, case.seed)]
     split = case.test.subset(own)
-    points = feature_points(subject.network, split.batch(torch.arange(1)))
+    points = thinned(feature_points(subject.network, case.test.batch(torch.arange(2))))
 
     def taken(network: nn.Module) -> dict[str, torch.Tensor]:
         return features(network, split, points)
@@ -29,8 +30,8 @@ def _cka(subject: Subject, case: Case) -> dict[str, Measure]:
     figures = {}
     for point in points:
         values = [linear_cka(own_features[point], oracle[point]) for oracle in oracles]
-        figures[f"CKA to the original, {point}"] = Measure(linear_cka(own_features[point], original[point]), one)
-        figures[f"CKA to the oracles, {point}"] = Measure(sum(values) / len(values), one)
+        figures[f"CKA/original/{point}"] = Measure(linear_cka(own_features[point], original[point]), one)
+        figures[f"CKA/oracles/{point}"] = Measure(sum(values) / len(values), one)
     return figures
 
 
@@ -38,7 +39,7 @@ CKA = Attack(
     name="representation",
     level="L1",
     version=1,
-    knows={"CKA to the original": "more", "CKA to the oracles": "less"},
+    knows={"CKA/original": "more", "CKA/oracles": "less"},
     run=_cka,
     cost=lambda case: (2 + len(case.oracles)) * min(IMAGES, len(case.test) // case.num_classes),
     source="linear CKA on test images of the forgotten classes, arXiv 1905.00414",
