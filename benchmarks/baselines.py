@@ -84,17 +84,21 @@ def gates(memory: Tensor, rows: Tensor) -> Tensor:
     return F.embedding(rows, torch.cat([memory.sigmoid(), memory.new_ones(1, memory.shape[1])]))
 
 
-def gated(y: Tensor, memory: Tensor, rows: Tensor) -> Tensor:
-    """y ``[B, …, O]`` or ``[B, O, H, W]`` times its samples' gates."""
+def gated(y: Tensor, memory: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """y ``[k·B, …]``, k entries a sample in a row, with O units along `dim` (1 or -1), times its samples' gates."""
     s = gates(memory, rows).to(y.dtype)
-    return y * (s[:, :, None, None] if y.dim() == 4 else s.view(s.shape[0], *(1,) * (y.dim() - 2), s.shape[1]))
+    if y.shape[0] != s.shape[0]:
+        s = s.repeat_interleave(y.shape[0] // s.shape[0], 0)
+    shape = [y.shape[0], *(1,) * (y.dim() - 1)]
+    shape[dim] = s.shape[1]
+    return y * s.view(shape)
 
 
 def _eager(layer: Layer) -> Rival:
     case, weight, bias, rows = layer.case, layer.weight, layer.bias, gate_rows(layer.index)
 
     def run(x: Tensor, memory: Tensor) -> Tensor:
-        return gated(_plain(case, x, weight, bias), memory, rows)
+        return gated(_plain(case, x, weight, bias), memory, rows, 1 if case.kernel else -1)
 
     return run
 

@@ -13,11 +13,11 @@ from benchmarks.baselines import gate_rows, gated, random_index
 from benchmarks.cases import CLASSES, DTYPES, NetworkCase
 from memmod.model import modulate
 from memmod.surgery.fold import foldable_pairs, folded_conv, what_is_left
+from memmod.surgery.random_weights import randomise
 from memmod.surgery.replace import replace_module
 from memmod.surgery.trace import observe
 from memmod.unlearning.objectives import masked_target
 from memmod.zoo import create_model
-from tests.helpers import randomise
 
 SERVED_CLASS = 3
 
@@ -137,8 +137,9 @@ def _eager(network: Network, folded: bool) -> Rival:
     leaves = []
     for name, place in _places(network, folded).items():
         memory = network.memories[name].clone().requires_grad_()
+        dim = 1 if isinstance(network.base.get_submodule(name), nn.Conv2d) else -1
         model.get_submodule(place).register_forward_hook(
-            lambda _module, _args, y, memory=memory: gated(y, memory, rows)
+            lambda _module, _args, y, memory=memory, dim=dim: gated(y, memory, rows, dim)
         )
         leaves.append(memory)
     return Rival(model, tuple(leaves), model)

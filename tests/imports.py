@@ -39,6 +39,8 @@ WITHOUT = {
 BACKENDS = "memmod.ops.backends"
 # Of the package, the kernels may know what decides about them, and nothing that calls them.
 KERNELS_MAY_IMPORT = ("memmod.kernels", "memmod.ops.layout", "memmod.ops.backends.gpu_policy")
+# Tests of benchmarks, and the harnesses that run their variants of GPU kernels.
+KNOW_BENCHMARKS = ("tests/benchmarks/", "tests/cuda/", "tests/triton/", "tests/ops/test_cuda.py")
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -75,6 +77,17 @@ def part(name: str) -> str:
     return name.split(".")[1] if name.startswith("memmod.") else ""
 
 
+def _between_benchmarks_and_tests(root: Path) -> Iterator[str]:
+    """What breaks the rule that benchmarks run without the tests, and that tests of benchmarks alone know them."""
+    for path in sorted((root / "benchmarks").rglob("*.py")):
+        if any(name.split(".")[0] == "tests" for name in imports(path, {})):
+            yield f"{path.relative_to(root)} imports tests"
+    for path in sorted((root / "tests").rglob("*.py")):
+        own = path.relative_to(root).as_posix()
+        if not own.startswith(KNOW_BENCHMARKS) and any(name.split(".")[0] == "benchmarks" for name in imports(path, {})):
+            yield f"{own} imports benchmarks"
+
+
 def violations(root: Path = ROOT) -> list[str]:
     """Every import that breaks a rule, in words."""
     known = modules(root)
@@ -98,6 +111,7 @@ def violations(root: Path = ROOT) -> list[str]:
                     found.append(f"{name} imports {target}: backends do not know of each other")
             if own == "kernels" and not target.startswith(KERNELS_MAY_IMPORT):
                 found.append(f"{name} imports {target}: kernels know layouts and policy alone")
+    found += _between_benchmarks_and_tests(root)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -13,9 +13,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from memmod import ModulatedModel, modulate
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
 from tests.compiled_orders import SELECTIONS, network
-from tests.helpers import randomise
 
 ROOT = Path(__file__).resolve().parent.parent
 CLASSES = 10

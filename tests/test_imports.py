@@ -16,7 +16,7 @@ def test_nothing_breaks_the_rules() -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    for folder in ("memmod", "kernels"):
+    for folder in ("memmod", "kernels", "benchmarks", "tests"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return tmp_path
 
@@ -40,6 +40,8 @@ def copy(tmp_path: Path) -> Path:
             "do not know of each other",
         ),
         ("kernels/memmod_kernels/sums.py", "from memmod.ops import dispatch", "kernels know layouts and policy alone"),
+        ("benchmarks/networks.py", "from tests.helpers import EPS", "benchmarks/networks.py imports tests"),
+        ("tests/nn/test_linear.py", "import benchmarks.cases", "tests/nn/test_linear.py imports benchmarks"),
         ("memmod/new.py", "", "memmod.new belongs to no part in the order"),
     ],
 )

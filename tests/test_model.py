@@ -17,8 +17,8 @@ from memmod import ModulateConfig, ModulatedLinear, ModulatedModel, ModulatedOut
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.files.sealed import seal
 from memmod.memory_file import read_card
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
-from tests.helpers import randomise
 
 SHAPE = (1, 8, 8)
 NAMES = tuple("abcdefghij")

@@ -11,8 +11,8 @@ from torch import nn
 
 from memmod import ModulatedModel, modulate
 from memmod.errors import ModelError
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
-from tests.helpers import randomise
 
 SHAPE = (1, 8, 8)
 

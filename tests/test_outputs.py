@@ -18,7 +18,7 @@ from memmod.data import Split
 from memmod.errors import ModelError
 from memmod.evaluation.controls import without_gates
 from memmod.outputs import logits_of
-from tests.helpers import randomise
+from memmod.surgery.random_weights import randomise
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from memmod import ModulateConfig, ModulatedLinear, ModulatedModel, ModulatedMultiheadAttention, modulate
 from memmod.errors import ModelError
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
-from tests.helpers import randomise
 
 
 def modulated(base: nn.Module, shape: tuple[int, ...], **options) -> ModulatedModel:

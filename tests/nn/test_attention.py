@@ -10,7 +10,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 from memmod import ModulatedMultiheadAttention, modulate
 from memmod.errors import ModelError
 from memmod.nn.window_attention import ModulatedWindowAttention
-from tests.helpers import randomise
+from memmod.surgery.random_weights import randomise
 
 B, L, S, E, H = 3, 5, 7, 8, 2
 

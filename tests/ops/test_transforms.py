@@ -13,8 +13,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from memmod import ModulatedConv2d, ModulatedLinear, ModulatedModel, ModulatedOutput, functional, modulate
 from memmod.errors import SelectionError
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
-from tests.helpers import randomise
 
 CLASSES = 5
 INDEX = {"[B]": torch.tensor([1, -1, 4]), "[B, S]": torch.tensor([[1, 3], [-1, -1], [2, 2]]), "[1]": torch.tensor([2])}

@@ -12,8 +12,9 @@ from torch import nn
 from memmod.errors import ModelError
 from memmod.model import modulate
 from memmod.runs.export import in_base_architecture, write_state
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
-from tests.helpers import assert_no_worse, randomise
+from tests.helpers import assert_no_worse
 
 SHAPE = (1, 16, 16)
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from memmod import modulate
 from memmod.nn.modulated import Modulated
-from tests.helpers import assert_no_worse, randomise
+from memmod.surgery.random_weights import randomise
+from tests.helpers import assert_no_worse
 
 # name, how to build it, side of the images, layers gated, layers left with a reason that holds this text
 timm_model = partial(timm.create_model, num_classes=10)

@@ -15,7 +15,7 @@ from memmod import ModulatedModel, modulate
 from memmod.errors import ModelError
 from memmod.evaluation.controls import random_gates
 from memmod.files.state_hash import state_sha256
-from tests.helpers import randomise
+from memmod.surgery.random_weights import randomise
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from memmod import modulate
 from memmod.errors import ModelError
 from memmod.surgery.example import Example
-from tests.helpers import randomise
+from memmod.surgery.random_weights import randomise
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from memmod import modulate
 from memmod.files.state_hash import state_sha256
-from tests.helpers import randomise
+from memmod.surgery.random_weights import randomise
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
 

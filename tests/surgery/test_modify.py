@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from memmod import ModulateConfig, ModulatedConv2d, ModulatedLinear, ModulatedOutput, modulate
 from memmod.errors import ModelError
 from memmod.nn.modulated import Modulated
+from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
-from tests.helpers import randomise
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from memmod import ModulateConfig, modulate
+from memmod.surgery.random_weights import randomise
 from memmod.surgery.relu import FusedReLU
-from tests.helpers import randomise
 from tests.surgery.test_modify import X, actions, check
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import memmod.surgery.plan
 from memmod import ModulateConfig, ModulatedModel, modulate
-from tests.helpers import randomise
+from memmod.surgery.random_weights import randomise
 
 REASON = "inside squeeze-excite"
 
