@@ -29,6 +29,7 @@ class Network:
     Args:
         base: the frozen, unfolded network.
         memories: ``[CLASSES, K]`` by the name of the gated layer.
+        dims: along which each of these layers' outputs has its units, 1 or -1.
         norms: the norm that folds into a layer, by the layer's name.
         index: ``[B]``, or ``[1]`` where one class serves the whole batch.
         forget: `index` as `ModulatedModel` takes it: a tensor, or an int for the whole batch.
@@ -39,6 +40,7 @@ class Network:
     base: nn.Module
     x: Tensor
     memories: dict[str, Tensor]
+    dims: dict[str, int]
     norms: dict[str, str]
     index: Tensor
     forget: Tensor | int
@@ -69,10 +71,12 @@ def make_network(case: NetworkCase, device: str, whole_batch: bool, seed: int = 
         name.removesuffix(".memory"): torch.randn(memory.shape, generator=generator).add(2).to(device)
         for name, memory in wf.named_memories()
     }
+    layers = {name: wf.model.get_submodule(name) for name in memories}
+    dims = {name: getattr(m, "dim", 1 if isinstance(m, nn.Conv2d) else -1) for name, m in layers.items()}
     norms = dict(foldable_pairs(base, observe(base, (x[:2],), {})))
     with torch.no_grad():
         target = masked_target(base(x).float(), index.expand(case.batch)[:, None])
-    return Network(case, base, x, memories, norms, index, SERVED_CLASS if whole_batch else index, target)
+    return Network(case, base, x, memories, dims, norms, index, SERVED_CLASS if whole_batch else index, target)
 
 
 @dataclass
@@ -137,9 +141,8 @@ def _eager(network: Network, folded: bool) -> Rival:
     leaves = []
     for name, place in _places(network, folded).items():
         memory = network.memories[name].clone().requires_grad_()
-        dim = 1 if isinstance(network.base.get_submodule(name), nn.Conv2d) else -1
         model.get_submodule(place).register_forward_hook(
-            lambda _module, _args, y, memory=memory, dim=dim: gated(y, memory, rows, dim)
+            lambda _module, _args, y, memory=memory, dim=network.dims[name]: gated(y, memory, rows, dim)
         )
         leaves.append(memory)
     return Rival(model, tuple(leaves), model)

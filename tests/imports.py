@@ -84,9 +84,8 @@ def _between_benchmarks_and_tests(root: Path) -> Iterator[str]:
             yield f"{path.relative_to(root)} imports tests"
     for path in sorted((root / "tests").rglob("*.py")):
         own = path.relative_to(root).as_posix()
-        if not own.startswith(KNOW_BENCHMARKS) and any(
-            name.split(".")[0] == "benchmarks" for name in imports(path, {})
-        ):
+        knows = any(name.split(".")[0] == "benchmarks" for name in imports(path, {}))
+        if knows and not own.startswith(KNOW_BENCHMARKS):
             yield f"{own} imports benchmarks"
 
 

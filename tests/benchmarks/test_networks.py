@@ -14,6 +14,9 @@ from benchmarks.steps import NetworkComparison, NetworkRunner
 
 RESNET = NetworkCase("tiny", "resnet", "resnet", 8, 16)
 VIT = NetworkCase("tiny", "vit", "vit", 8, 16, convolutional=False)
+# Units behind a norm and in the last of four dims; windows, of which each sample has several.
+CONVNEXT = NetworkCase("tiny", "ConvNeXt", "timm:convnext_atto", 64, 2)
+SWIN = NetworkCase("tiny", "Swin", "timm:swin_tiny_patch4_window7_224", 224, 2)
 STEP = "forward+backward"
 
 
@@ -39,6 +42,18 @@ def test_rivals_agree(case: NetworkCase, phase: str) -> None:
         assert 0 < results["plain"].saved_bytes < results["eager unfolded"].saved_bytes
     text = "\n".join(table.render(measured) + summary.networks(measured))
     assert str(case) in text and "memmod" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("case", (CONVNEXT, SWIN), ids=str)
+def test_eager_gates_sit_where_memmods_do(case: NetworkCase, phase: str) -> None:
+    under_test = comparison(case, phase)
+    layout = under_test.layouts[0]
+    expected, found = (under_test.runner(rival, layout).once() for rival in ("eager unfolded", "memmod"))
+    assert len(expected) == len(found) and expected[0].std() > 0
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).norm() <= 1e-4 * one.norm()
 
 
 @pytest.mark.parametrize("phase", PHASES)
