@@ -8,7 +8,9 @@ labels"), and L. Graves, V. Nagisetty, V. Ganesh, "Amnesiac Machine Learning", A
 Each forgotten image gets one label, drawn once and uniformly from the classes that stay: with several classes to forget
 none is renamed to another of them. A batch is of forgotten or of retained images, the two kinds evenly mixed;
 BatchNorm's running statistics normalise the forgotten ones and stay as they are (`fixed_statistics`): batches of one
-class in training mode ruin the accuracy on the retained images.
+class in training mode ruin the accuracy on the retained images. The norm of the gradient is clipped at 1: on wrong
+labels a trained network's first losses lie far above any of its training, and one such step undid it (digits, lr 0.03:
+accuracy on retained images .15 without, .91 with clipping).
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ m = 1(|∇_θ CE(D_f; θ_o)| ≥ γ), γ the median of all weights; equation 5: 
 random labels on D_f, the true ones on D_r. Settings of the authors' code: half of the weights, SGD, lr 0.013, 10 epochs
 beside 182 of training; the paper searches lr between 5e-4 and 5e-2.
 
-Labels and BatchNorm's statistics are handled as in `random_labels`: the authors train forgotten batches in BatchNorm's
-training mode, which ruins the accuracy on the retained images where a batch holds one class.
+Labels, BatchNorm's statistics and the clipped gradient are as in `random_labels`: the authors train forgotten batches
+in BatchNorm's training mode, which ruins the accuracy on the retained images where a batch holds one class, and do not
+clip.
 """
 
 from __future__ import annotations

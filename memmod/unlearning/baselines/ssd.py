@@ -7,8 +7,10 @@ whole classes.
 
 As in the authors' code an importance is the mean over batches of 64 of the squared gradient of a batch, and a batch
 holds images of one class: of mixed ones the classes' gradients would cancel in I_D alone, and α would mean something
-else. Over all images the mean weighs every class by its share of the images. About `images` of them are taken in all
-instead of every one.
+else. About `images` images are taken in all, of each class its share, instead of every one.
+
+I_D holds the forgotten images too, so that I_f / I_D is at most the inverse of their share. The paper's sets have 20
+classes and more; of 10 even classes one is a share of .1, and α = 10 selects no weight: a smaller α has to be tuned.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ P_r = U_r Λ_r U_rᵀ and P_f = U_f Λ_f U_fᵀ; of the forgotten space what it 
 α_f = 3, about 900 retained and 900 forgotten images; they search α_r in {10, …, 1000} and α_f in {1, …, 100}.
 
 U and σ² are taken as the eigenvectors and eigenvalues of the activations' second moments, in fp64. Every position of a
-convolution counts, where the authors draw 10,000 patches.
+convolution counts, where the authors draw 10,000 patches from one window of the images.
 """
 
 from __future__ import annotations
