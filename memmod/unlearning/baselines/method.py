@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,6 +57,22 @@ class ForgetTask:
         """Logits ``[B, C]`` of a network of the base's architecture."""
         return logits_of(network(x), self.logits_path)
 
+    def is_forgotten(self) -> Tensor:
+        """bool ``[C]``: which classes are to be forgotten.
+
+        Raises:
+            RunError: none or all of them, or one that is out of range.
+        """
+        named = set(self.classes)
+        if not named or not named < set(range(self.num_classes)):
+            raise RunError(
+                f"classes is {self.classes}: name some of the classes 0 to {self.num_classes - 1} to forget, and leave "
+                "at least one"
+            )
+        forgotten = torch.zeros(self.num_classes, dtype=torch.bool)
+        forgotten[list(named)] = True
+        return forgotten
+
 
 @dataclass(frozen=True)
 class Method:
@@ -69,6 +86,12 @@ class Method:
         grid: the values that its paper searched, by field of `config`; empty where there is nothing to tune.
         uses_retained: whether it needs retained images.
         is_control: a trivial rival, which forgets nothing or only at the output.
+        wraps: whether it returns a module around the network instead of one of the same architecture.
+        stored: bytes to keep for these classes beside the base, of (task, config, what `run` returned); default: the
+            whole network.
+
+    Raises:
+        RunError: a grid over a field that `config` has not.
     """
 
     name: str
@@ -78,6 +101,22 @@ class Method:
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     uses_retained: bool = True
     is_control: bool = False
+    wraps: bool = False
+    stored: Callable[[ForgetTask, Any, nn.Module], int] = field(default=lambda _task, _config, net: state_bytes(net))
+
+    def __post_init__(self) -> None:
+        unknown = set(self.grid) - {f.name for f in fields(self.config)}
+        if unknown:
+            raise RunError(f"the grid of {self.name} varies {', '.join(sorted(unknown))}, which its settings have not")
+
+    def settings(self) -> list[Any]:
+        """Every combination of the grid's values as a config; the defaults alone where there is nothing to tune."""
+        return [self.config(**dict(zip(self.grid, values, strict=True))) for values in product(*self.grid.values())]
+
+
+def state_bytes(network: nn.Module) -> int:
+    """Bytes of a network's state dict."""
+    return sum(t.numel() * t.element_size() for t in network.state_dict().values() if isinstance(t, Tensor))
 
 
 def finite(loss: Tensor, method: str, step: int, steps: int) -> Tensor:

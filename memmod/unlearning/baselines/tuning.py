@@ -1,0 +1,112 @@
+"""Which of a method's settings to show beside its paper's: tried on training images held out of the task."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from memmod.data import Split
+from memmod.errors import RunError
+from memmod.evaluation.accuracy import BATCH, batches
+from memmod.unlearning.baselines.method import Diverged, ForgetTask, Method
+from memmod.unlearning.baselines.run import unlearn_with
+
+# Of the held-out forgotten images, how many may still be named rightly by a network that counts as having forgotten.
+FORGOTTEN = 0.01
+HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting that was tried.
+
+    Args:
+        config: the setting.
+        acc_forget: accuracy on held-out images of the forgotten classes; None where it diverged.
+        acc_retain: on those of the classes that stay; None where it diverged.
+        seconds: of the run.
+        diverged: why it diverged; None where it did not.
+    """
+
+    config: Any
+    acc_forget: float | None
+    acc_retain: float | None
+    seconds: float
+    diverged: str | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found: the best setting, every setting tried in the grid's order, and the seconds of them all."""
+
+    config: Any
+    table: tuple[Row, ...]
+    seconds: float
+
+
+def tune(method: Method, task: ForgetTask, seed: int = 0) -> Tuned:
+    """Try every setting of a method's grid on a task.
+
+    A tenth of the training images of each class, forgotten or not, is held out of what the method trains on, and
+    decides: of the settings that leave at most 1 % accuracy on forgotten images the one with the highest accuracy on
+    retained images, of which the first where several are equal; where none does, the one with the lowest accuracy on
+    forgotten images, of equal ones that with the highest on retained. A setting that diverges is a row of the table
+    and is never chosen. The test split is not looked at.
+
+    Args:
+        seed: of what is held out; the runs draw by the task's.
+
+    Raises:
+        Diverged: every setting did.
+        DataError: a class has fewer than 2 images.
+        RunError: as `unlearn_with`.
+    """
+    started = time.perf_counter()
+    retain, held_retain = task.retain.holdout(HELD_OUT, seed)
+    forget, held_forget = task.forget.holdout(HELD_OUT, seed)
+    rest = replace(task, retain=retain, forget=forget)
+    table = []
+    for config in method.settings():
+        begun = time.perf_counter()
+        try:
+            outcome = unlearn_with(method, rest, config)
+        except Diverged as error:
+            table.append(Row(config, None, None, time.perf_counter() - begun, str(error)))
+            continue
+        accuracies = (accuracy(task, outcome.network, held) for held in (held_forget, held_retain))
+        table.append(Row(config, *accuracies, outcome.seconds))
+    return Tuned(best(method.name, table).config, tuple(table), time.perf_counter() - started)
+
+
+def best(method: str, table: list[Row]) -> Row:
+    """The row that `tune` chooses.
+
+    Raises:
+        Diverged: every setting did.
+    """
+    left = [row for row in table if row.diverged is None]
+    if not left:
+        raise Diverged(f"{method} diverged with every setting of its grid, the first time so: {table[0].diverged}")
+    forgotten = [row for row in left if row.acc_forget <= FORGOTTEN]
+    if forgotten:
+        return max(forgotten, key=lambda row: row.acc_retain)
+    return min(left, key=lambda row: (row.acc_forget, -row.acc_retain))
+
+
+@torch.no_grad()
+def accuracy(task: ForgetTask, network: nn.Module, split: Split) -> float:
+    """The share of a split's images that a network names rightly.
+
+    Raises:
+        RunError: the split has no images.
+    """
+    if len(split) == 0:
+        raise RunError("there are no images to measure an accuracy on")
+    right = 0
+    for x, labels in batches(split, BATCH, task.device):
+        right += int((task.logits(network, x).argmax(1).cpu() == labels).sum())
+    return right / len(split)
