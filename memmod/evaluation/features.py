@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 
 PENULTIMATE = "penultimate"
 
-# Parts whose own outputs are blocks, parts whose children are, and parts that hold such parts; by the names that the
-# zoo and torchvision give them. timm's networks list theirs.
+# Parts whose own outputs are blocks, and parts whose children are, by the names that the zoo and torchvision give them.
+# timm's networks list theirs.
 POINTS = re.compile(r"(stem|layer\d+|stage\d+)$")
 CONTAINERS = ("blocks", "stages", "layers", "features")
-TRUNKS = ("encoder", "trunk", "backbone", "model")
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 
 
@@ -180,16 +179,16 @@ def _named_blocks(network: nn.Module, prefix: str = "") -> list[str]:
         path = f"{prefix}{name}"
         if POINTS.match(name):
             found.append(path)
-        elif name in CONTAINERS and isinstance(child, (nn.Sequential, nn.ModuleList)):
+        elif isinstance(child, (nn.Sequential, nn.ModuleList)) and (name in CONTAINERS or _is_stack(child)):
             found += _blocks_in(child, path)
-        elif name in TRUNKS:
+        else:
             found += _named_blocks(child, f"{path}.")
-    if not found and isinstance(network, (nn.Sequential, nn.ModuleList)):
-        inner = [n for n, child in network.named_children() if len(list(child.children())) > 1]
-        found = [f"{prefix}{n}" for n in inner] or [
-            point for n, child in network.named_children() for point in _named_blocks(child, f"{prefix}{n}.")
-        ]
     return found
+
+
+def _is_stack(container: nn.Module) -> bool:
+    """Whether it holds blocks, whatever its name: at least three parts with parts of their own."""
+    return sum(next(child.children(), None) is not None for child in container.children()) >= 3
 
 
 def _blocks_in(container: nn.Module, path: str) -> list[str]:

@@ -48,6 +48,7 @@ TORCHVISION = {
     "mobilenet_v3_small": (*(f"features.{i}" for i in range(13)), "penultimate"),
     "densenet121": ("features.relu0", "features.denseblock1", "features.denseblock4", "penultimate"),
     "vit_b_16": (*(f"encoder.layers.encoder_layer_{i}" for i in range(12)), "penultimate"),
+    "regnet_x_400mf": ("stem", *(f"trunk_output.block{i}" for i in (1, 2, 3, 4)), "penultimate"),
     "swin_t": (*(f"features.{i}" for i in range(8)), "penultimate"),
 }
 
