@@ -64,13 +64,16 @@ def judge(value: float, interval: OracleInterval, knows: str) -> Verdict:
     """Compare a figure with the oracles' interval.
 
     Args:
-        knows: "more" where a larger figure tells that more is known of the class, "less" where a smaller one does.
+        knows: "more" where a larger figure tells that more is known of the class, "less" where a smaller one does,
+            "either" where any other figure does, "neither" where none does.
 
     Raises:
-        RunError: `knows` is neither.
+        RunError: `knows` is something else.
     """
-    if knows not in ("more", "less"):
-        raise RunError(f"knows is {knows!r}; it must be 'more' or 'less'")
+    if knows not in ("more", "less", "either", "neither"):
+        raise RunError(f"knows is {knows!r}; it must be 'more', 'less', 'either' or 'neither'")
+    if knows == "neither":
+        return Verdict(UNJUDGED)
     if not math.isfinite(value) or not all(map(math.isfinite, interval.values)):
         return Verdict(UNJUDGED)
     low, high = interval.bounds
@@ -79,4 +82,5 @@ def judge(value: float, interval: OracleInterval, knows: str) -> Verdict:
     if low - slack <= value <= high + slack:
         return Verdict(WITHIN)
     above = value > high
-    return Verdict(WORSE if above == (knows == "more") else BETTER, value - high if above else low - value)
+    worse = knows == "either" or above == (knows == "more")
+    return Verdict(WORSE if worse else BETTER, value - high if above else low - value)

@@ -44,6 +44,10 @@ def test_oracles_that_agree_leave_what_the_images_can_show():
         (0.7, "less", "better", 0.1),
         (0.2, "more", "better", 0.2),
         (0.2, "less", "worse", 0.2),
+        (0.2, "either", "worse", 0.2),
+        (0.7, "either", "worse", 0.1),
+        (0.5, "either", "within", 0.0),
+        (0.9, "neither", "not judged", 0.0),
         (math.nan, "more", "not judged", 0.0),
     ],
 )
