@@ -112,3 +112,57 @@ def audit(
     names = ", ".join(dataset.class_names[c] for c in classes)
     print_audit(console, audited.card, f"{run}: {names}")
     say(console, f"Written to {shlex.quote(str(audited.folder))}: {CARD}, {TABLE}")
+
+
+@app.command(
+    epilog=examples(
+        "memmod compare runs/digits-resnet-unlearned --forget 3,8",
+        "memmod compare runs/fashion-mnist-resnet-unlearned --methods scrub,ssd --no-tuned",
+    ),
+)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders of memmod unlearn, of one base.")],
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(help="Class names or numbers, separated by commas, each by itself.", show_default="all"),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Names of methods, separated by commas.", show_default="all")
+    ] = None,
+    tuned: Annotated[bool, typer.Option(help="Also with settings chosen on held-out training images.")] = True,
+    seeds: Annotated[int, typer.Option(min=1, help="Oracles of each class that distances are to.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="Probes on fewer images.")] = False,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the table.", show_default="the first run's, with -compared")
+    ] = None,
+    oracles: Oracles = None,
+    seed: Seed = 0,
+    base: MovedBase = None,
+    data_root: DataRoot = None,
+    threads: Threads = None,
+) -> None:
+    """Put runs beside other methods of unlearning and the trivial controls: one table, the same oracles for all.
+
+    Trains the oracles that are missing. Finished networks' figures are kept: an interrupted comparison goes on.
+    """
+    from memmod.cli.terminal import comparing_bar, oracle_bar, print_comparison, say
+    from memmod.runs.compare import TABLE, CompareOptions
+    from memmod.runs.compare import compare as compare_runs
+    from memmod.runs.restore import restore_unlearned
+
+    prepare(threads)
+    found = [restore_unlearned(run, base) for run in runs]
+    names = found[0].base.meta["class_names"]
+    classes = parse_classes(forget, names) if forget else tuple(range(len(names)))
+    dataset = found[0].load_data(data_root)
+    chosen = {} if methods is None else {"methods": tuple(name.strip() for name in methods.split(",") if name.strip())}
+    options = CompareOptions(
+        tuned=tuned, seeds=seeds, quick=quick, threshold=threshold, seed=seed, oracles=oracles, **chosen
+    )
+    folder = out or runs[0].with_name(f"{runs[0].name}-compared")
+    quiet = Console(stderr=True)
+    with oracle_bar(quiet) as on_oracle, comparing_bar(quiet) as on_step:
+        result = compare_runs(found, classes, dataset, folder, options, on_oracle=on_oracle, on_step=on_step)
+    print_comparison(console, result, f"{len(classes)} classes of {dataset.name}, each forgotten by itself")
+    say(console, f"Written to {shlex.quote(str(folder / TABLE))}")

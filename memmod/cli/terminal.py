@@ -16,6 +16,9 @@ from memmod.evaluation.audit.card import HEADINGS as AUDIT_HEADINGS
 from memmod.evaluation.scorecard import HEADINGS, Scorecard
 from memmod.runs.audits import Estimate
 from memmod.runs.commands import Evaluation
+from memmod.runs.compare import HEADINGS as COMPARE_HEADINGS
+from memmod.runs.compare import Comparison
+from memmod.runs.compare import Step as CompareStep
 from memmod.runs.oracles import OracleStep
 from memmod.unlearning.progress import Progress
 
@@ -99,6 +102,13 @@ def audit_bar(console: Console) -> Iterator[Callable[[AuditProgress], None]]:
     """A bar that goes away at the end; yields what `audit` calls."""
     with _bar("auditing", console, transient=True) as update:
         yield lambda state: update(state.part, state.parts, f"{state.attack}: {state.subject}")
+
+
+@contextmanager
+def comparing_bar(console: Console) -> Iterator[Callable[[CompareStep], None]]:
+    """A bar that goes away at the end; yields what `compare` calls."""
+    with _bar("comparing", console, transient=True) as update:
+        yield lambda state: update(state.part, state.parts, f"{state.method}: {state.class_name}")
 
 
 def told_estimate(console: Console) -> Callable[[Estimate], None]:
@@ -189,4 +199,14 @@ def print_audit(console: Console, card: AuditCard, title: str) -> None:
             table.add_section()
         table.add_row(*map(Text, row.cells()), style=_STYLES.get("broken" if row.broken else row.verdict.word))
         previous = row.attack
+    console.print(table)
+
+
+def print_comparison(console: Console, comparison: Comparison, title: str) -> None:
+    """Print the lines of a comparison."""
+    table = Table(title=Text(title, "table.title"))
+    for heading in COMPARE_HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("method", "settings") else "right")
+    for line in comparison.lines:
+        table.add_row(*map(Text, line.cells()))
     console.print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -68,18 +68,26 @@ class LogitMask(nn.Module):
     """A network whose logits of some classes are -∞: the trivial rival, as a network of its own.
 
     Args:
-        network: the original; logits ``[N, C]`` at `logits_path`.
+        network: the original, not copied.
         classes: whose logits are masked.
+        logits_path: where the logits are in what it returns, as `ModulateConfig.logits` says; the rest of the output
+            stays as it is.
     """
 
     def __init__(self, network: nn.Module, classes: Sequence[int], logits_path: str | None = None) -> None:
         super().__init__()
         self.network = network
         self.logits_path = logits_path
-        self.register_buffer("masked", torch.tensor(list(classes)))
+        # in the state, so that a masked network's hash is not the network's
+        self.register_buffer("masked", torch.tensor(sorted(classes)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return logits_of(self.network(x), self.logits_path).index_fill(1, self.masked, -math.inf)
+    def forward(self, x: Tensor) -> Any:
+        output = self.network(x)
+        logits = logits_of(output, self.logits_path)
+        if isinstance(output, Tensor):
+            return logits.index_fill(1, self.masked, -math.inf)
+        logits.index_fill_(1, self.masked, -math.inf)
+        return output
 
 
 def random_gates(wf: ModulatedModel, seed: int = 0) -> ModulatedModel:

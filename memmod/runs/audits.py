@@ -162,7 +162,7 @@ def make_case(
 
 
 def baked_network(unlearned: Unlearned, forget: Sequence[int], dataset: Dataset, threshold: float) -> nn.Module:
-    """The network that `memmod bake` would write: of the base's architecture, with BatchNorms that only shift.
+    """The network that `memmod bake` would write: of the base's architecture where that holds it.
 
     Raises:
         SelectionError: classes that the model does not know, or all of them.
@@ -173,12 +173,11 @@ def baked_network(unlearned: Unlearned, forget: Sequence[int], dataset: Dataset,
             f"the classes {sorted(selection)} cannot be audited: name at least one and not all of 0 to "
             f"{wf.num_classes - 1}"
         )
-    baked = wf.bake(selection, threshold)
     x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
     try:
-        return in_base_architecture(wf, baked, unlearned.base.model, x)
+        return in_base_architecture(wf, selection, unlearned.base.model, x, threshold)
     except ModelError:
-        return baked.eval()
+        return wf.bake(selection, threshold).eval()
 
 
 def training_seconds(base: Base, dataset: Dataset) -> float:

@@ -310,7 +310,7 @@ def bake(
     test = dataset.test
     x = test.batch(torch.arange(min(len(test), 64)))
     whole = wf.bake(selection)
-    model = in_base_architecture(wf, wf.bake(selection, threshold), base.model, x)
+    model = in_base_architecture(wf, selection, base.model, x, threshold)
     write_state(weights, model, {"memmod": "baked", "forgotten": ", ".join(names[c] for c in forget)})
     rows = [gates[list(forget)].prod(0) for gates in wf.gates().values()]
     zeroed, units = sum(int((row < threshold).sum()) for row in rows), sum(row.numel() for row in rows)

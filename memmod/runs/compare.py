@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 from memmod.data import Dataset
 from memmod.errors import MemmodError, ModelError, RunError
 from memmod.evaluation.attacks.attack import Case, Subject
-from memmod.evaluation.attacks.probes import PROBING
+from memmod.evaluation.attacks.probes import recall
 from memmod.evaluation.audit.card import markdown_table, number
 from memmod.evaluation.audit.outputs import ACCURACY, OUTPUTS
 from memmod.evaluation.features import PENULTIMATE
@@ -32,7 +32,6 @@ from memmod.unlearning.baselines import METHODS, Diverged, ForgetTask, Method, g
 VERSION = 1
 TABLE, CARD = "comparison.md", "comparison.json"
 DEFAULTS, TUNED = "published defaults", "tuned"
-PROBE = f"probe/recall/{PENULTIMATE}"
 HEADINGS = (
     "method",
     "settings",
@@ -317,12 +316,12 @@ class _Workbench:
         with torch.random.fork_rng(devices=[]):
             accuracy = ACCURACY.run(subject, case)
             outputs = OUTPUTS.run(subject, case)
-            probe = PROBING.run(subject, replace(case, points=(PENULTIMATE,)))[PROBE]
+            probe = recall(network, case, PENULTIMATE)
         return {
             "Acc_f": accuracy["Acc_f"].value,
             "Acc_r": accuracy["Acc_r"].value,
             "total variation": outputs["total variation"].value,
-            "probe excess": probe.value - self._oracle_probe(c),
+            "probe excess": probe - self._oracle_probe(c),
         }
 
     def _oracle_probe(self, c: int) -> float:
@@ -330,8 +329,8 @@ class _Workbench:
         hashes = [state_sha256(oracle) for oracle in self.oracles[c]]
 
         def measure() -> Entry:
-            case = replace(self._case(c, self.oracles[c]), points=(PENULTIMATE,))
-            values = [PROBING.run(Subject("", oracle), case)[PROBE].value for oracle in self.oracles[c]]
+            case = self._case(c, self.oracles[c])
+            values = [recall(oracle, case, PENULTIMATE) for oracle in self.oracles[c]]
             return Entry(c, {"probe": math.fsum(values) / len(values)})
 
         return self._kept(self._key("oracle probe", c) | {"networks": hashes}, measure).figures["probe"]
@@ -357,12 +356,8 @@ class _Workbench:
             except MemmodError as error:
                 raise RunError(f"{key['what']}, class {key['class']}: {error}") from error
             self.parts.put(key, stored)
-        return Entry(
-            **{name: math.nan if value is None and name in _NUMBERS else value for name, value in stored.items()}
-        )
-
-
-_NUMBERS = ("seconds", "tuning_seconds", "bytes")
+        numbers = ("seconds", "tuning_seconds", "bytes")
+        return Entry(**{key: math.nan if value is None and key in numbers else value for key, value in stored.items()})
 
 
 def _write(

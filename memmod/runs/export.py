@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,19 +22,34 @@ if TYPE_CHECKING:
 AGREEMENT = 1e-3
 
 
-def in_base_architecture(wf: ModulatedModel, baked: nn.Module, base: nn.Module, x: Tensor) -> nn.Module:
-    """A copy of `base` with the weights of `baked`, equal to it on x ``[B, ...]``.
+def in_base_architecture(
+    wf: ModulatedModel, forget: Collection[int], base: nn.Module, x: Tensor, threshold: float | None = None
+) -> nn.Module:
+    """A copy of `base` with the weights of ``wf.bake(forget, threshold)``, equal to it on x ``[B, ...]``.
 
-    Where a BatchNorm was folded into the convolution in front of it, the norm returns as a plain shift; the gates
-    are in the convolution's weight and in that shift.
+    Where a BatchNorm was folded into the convolution in front of it, the norm returns with the base's statistics and
+    the gates in its weight and bias; the rows of a closed unit are 0 in both. Where it cannot hold them (a norm
+    without a weight, gates of inputs, biases outside of the gates) it returns as a plain shift.
+
+    Args:
+        forget: the classes, for every sample.
+        threshold: gates below it are exactly 0.
 
     Raises:
-        ModelError: `baked` is no longer of the base's architecture.
+        ModelError: the baked model is no longer of the base's architecture.
     """
+    baked = wf.bake(set(forget), threshold)
     state = {name: tensor.clone() for name, tensor in baked.state_dict().items()}
+    gates = wf.gates()
     for row in wf.summary().rows:
         if row.action == "folded":
-            _split(state, base, conv=row.reason.removeprefix("into "), norm=row.name)
+            conv, norm = row.reason.removeprefix("into "), row.name
+            s = gates.get(f"{conv}.memory")
+            if s is None or f"{conv}.input_memory" in gates or not wf.config.gate_bias or not _affine(base, norm):
+                _split(state, base, conv, norm)
+                continue
+            s = s[list(forget)].prod(0)
+            _gate_norm(state, base, conv, norm, s if threshold is None else torch.where(s < threshold, 0.0, s))
     model = copy.deepcopy(base)
     try:
         model.load_state_dict(state)
@@ -45,6 +61,21 @@ def in_base_architecture(wf: ModulatedModel, baked: nn.Module, base: nn.Module, 
     if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
         raise _other_architecture(base, "it computes other logits")
     return model
+
+
+def _affine(base: nn.Module, norm: str) -> bool:
+    return base.get_submodule(norm).weight is not None
+
+
+def _gate_norm(state: dict[str, Tensor], base: nn.Module, conv: str, norm: str, s: Tensor) -> None:
+    """The base's layer and norm again, with gates ``[K]`` in the norm, and nothing left of closed units."""
+    open_ = (s > 0).to(s.dtype)
+    for name, tensor in base.get_submodule(conv).state_dict().items():
+        state[f"{conv}.{name}"] = tensor * open_.view(-1, *(1,) * (tensor.dim() - 1)).to(tensor)
+    if base.get_submodule(conv).bias is None:
+        del state[f"{conv}.bias"]
+    for name, tensor in base.get_submodule(norm).state_dict().items():
+        state[f"{norm}.{name}"] = tensor * s.to(tensor) if name in ("weight", "bias") else tensor.clone()
 
 
 def _split(state: dict[str, Tensor], base: nn.Module, conv: str, norm: str) -> None:

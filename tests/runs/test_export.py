@@ -35,7 +35,7 @@ def test_state_loads_into_a_fresh_base(name, tmp_path):
     base = randomise(create_model(name, 5, shape)).eval()
     x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
     wf, module = baked(base, x)
-    write_state(tmp_path / "b.safetensors", in_base_architecture(wf, module, base, x), {"memmod": "baked"})
+    write_state(tmp_path / "b.safetensors", in_base_architecture(wf, {2}, base, x, 0.3), {"memmod": "baked"})
     fresh = create_model(name, 5, shape, seed=9)
     fresh.load_state_dict(load_file(tmp_path / "b.safetensors"))
     with torch.no_grad():
@@ -49,11 +49,25 @@ def test_closed_units_are_zero_in_the_file(tmp_path):
     base = randomise(create_model("resnet", 5, SHAPE)).eval()
     x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     wf, module = baked(base, x)
-    state = in_base_architecture(wf, module, base, x).state_dict()
+    state = in_base_architecture(wf, {2}, base, x, 0.3).state_dict()
     closed = wf.gates()["stem.0.memory"][2] < 0.3
     assert closed.any() and not closed.all()
-    assert (state["stem.0.weight"][closed] == 0).all() and (state["stem.1.running_mean"][closed] == 0).all()
-    assert (state["stem.0.weight"][~closed] != 0).any(dim=(1, 2, 3)).all()
+    for name in ("stem.0.weight", "stem.1.weight", "stem.1.bias"):
+        rows = state[name].flatten(1) if state[name].dim() > 1 else state[name][:, None]
+        assert (rows[closed] == 0).all() and (rows[~closed] != 0).any(1).all()
+
+
+def test_a_norm_keeps_its_statistics_and_holds_the_gates():
+    base = randomise(create_model("resnet", 5, SHAPE)).eval()
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    wf, _ = baked(base, x)
+    state, before = in_base_architecture(wf, {2}, base, x, 0.3).state_dict(), base.state_dict()
+    s = wf.gates()["stem.0.memory"][2]
+    s = torch.where(s < 0.3, 0.0, s)
+    torch.testing.assert_close(state["stem.1.weight"], before["stem.1.weight"] * s, rtol=0, atol=0)
+    torch.testing.assert_close(state["stem.1.bias"], before["stem.1.bias"] * s, rtol=0, atol=0)
+    for name in ("running_mean", "running_var"):
+        assert torch.equal(state[f"stem.1.{name}"], before[f"stem.1.{name}"])
 
 
 def test_another_architecture_is_refused():
@@ -67,7 +81,7 @@ def test_another_architecture_is_refused():
     x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
     wf, module = baked(base, x)
     with pytest.raises(ModelError, match="does not fit the architecture of Sequential any more"):
-        in_base_architecture(wf, module, base, x)
+        in_base_architecture(wf, {2}, base, x, 0.3)
 
 
 def test_tied_weights_are_written(tmp_path):

@@ -97,10 +97,10 @@ class Attack:
         level: what the attacker has: "L0" probabilities of the selected model, "L1" the baked file, from which what
             only wraps the network is taken off first, "L2" the base with its memories.
         version: raised whenever its figures would change, so that cached ones are not taken for them.
-        knows: what more knowledge of the class does to its figures: makes them larger ("more") or smaller ("less"), moves
-            them away from the oracles' to either side ("either"), or nothing, where they are told beside the others and
-            not judged ("neither"). By how the figures' names begin: the longest beginning counts, and "" stands for all
-            others.
+        knows: what more knowledge of the class does to its figures: makes them larger ("more") or smaller ("less"),
+            moves them away from the oracles' to either side ("either"), or nothing, where they are told beside the
+            others and not judged ("neither"). By how the figures' names begin: the longest beginning counts, and ""
+            stands for all others.
         run: the figures by name, of one subject.
         cost: forward passes over one image, about, for the estimate of time; a backward pass counts as two.
         applies: None, or why the attack says nothing of this subject (no BatchNorm, no memories).

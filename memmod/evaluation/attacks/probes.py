@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memmod.data import at_most
 from memmod.evaluation.attacks.attack import Attack, Case, Measure, Subject
@@ -75,6 +75,30 @@ def thinned(points: tuple[str, ...], most: int = MOST_POINTS) -> tuple[str, ...]
     return tuple(points[round(i)] for i in torch.linspace(0, len(points) - 1, most).tolist())
 
 
+def _features(
+    network: nn.Module, case: Case, points: tuple[str, ...]
+) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor], Tensor]:
+    """(features, labels ``[N]``) of the training images that probes learn from, then of the test images."""
+    images(case, case.train, forgotten=True, at_least=NEIGHBOURS, attack=NAME)
+    images(case, case.test, forgotten=True, attack=NAME)
+    most, most_tested = (QUICK_TRAINED_ON, QUICK_TESTED_ON) if case.quick else (TRAINED_ON, TESTED_ON)
+    chosen, tested = at_most(case.train.labels, most, case.seed), at_most(case.test.labels, most_tested, case.seed)
+    train = features(network, case.train, points, indices=chosen)
+    test = features(network, case.test, points, indices=tested)
+    return train, case.train.labels[chosen], test, case.test.labels[tested]
+
+
+def recall(network: nn.Module, case: Case, point: str) -> float:
+    """The forgotten classes' recall by a linear probe on one point's features: one figure of `run`.
+
+    Raises:
+        DataError: fewer than 10 training images, or no test image, of the forgotten classes.
+    """
+    train, labels, test, expected = _features(network, case, (point,))
+    x, y = standardised(train[point], test[point])
+    return (linear(x, labels, y) == expected)[case.is_forgotten(expected)].double().mean().item()
+
+
 def run(subject: Subject, case: Case) -> dict[str, Measure]:
     """Recall of the forgotten classes, "PROBE/recall/POINT", and balanced accuracy of all, "PROBE/balanced/POINT".
 
@@ -84,15 +108,9 @@ def run(subject: Subject, case: Case) -> dict[str, Measure]:
     Raises:
         DataError: fewer than 10 training images, or no test image, of the forgotten classes.
     """
-    images(case, case.train, forgotten=True, at_least=NEIGHBOURS, attack=NAME)
-    images(case, case.test, forgotten=True, attack=NAME)
     network = unwrapped(subject.network, example(case, subject.network))
     points = thinned(feature_points(network, example(case, network)))
-    most, most_tested = (QUICK_TRAINED_ON, QUICK_TESTED_ON) if case.quick else (TRAINED_ON, TESTED_ON)
-    chosen, tested = at_most(case.train.labels, most, case.seed), at_most(case.test.labels, most_tested, case.seed)
-    train = features(network, case.train, points, indices=chosen)
-    test = features(network, case.test, points, indices=tested)
-    labels, expected = case.train.labels[chosen], case.test.labels[tested]
+    train, labels, test, expected = _features(network, case, points)
     own = case.is_forgotten(expected)
     figures = {}
     for point in points:

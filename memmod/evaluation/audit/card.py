@@ -67,7 +67,7 @@ class Row:
         said = self.verdict.word
         if said not in (WITHIN, UNJUDGED):
             said = f"{said} by {number(self.verdict.distance)}"
-        return f"broken: the held-out oracle lies outside ({said})" if self.broken else said
+        return f"broken ({said})" if self.broken else said
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
@@ -118,7 +118,7 @@ class AuditCard:
 
     @property
     def summary(self) -> str:
-        """One sentence."""
+        """One sentence; a broken attack is one that puts the held-out oracle outside of the others' interval."""
         judged = [row for row in self.rows if row.measure is not None and row.verdict.word != UNJUDGED]
         counts = ", ".join(f"{count} {word}" for word, count in self.counts().items())
         return f"{len(judged)} figures judged by {self.oracles} oracles: {counts}"

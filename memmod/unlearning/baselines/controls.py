@@ -7,16 +7,14 @@ R. Aalishah, I. E. Monosov, arXiv 2604.15166, report that several methods forget
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memmod.errors import ModelError
 from memmod.evaluation.accuracy import BATCH, batches
-from memmod.outputs import logits_of
+from memmod.evaluation.controls import LogitMask
 from memmod.unlearning.baselines.method import ForgetTask, Method
 
 INDEX_BYTES = 8
@@ -25,31 +23,6 @@ INDEX_BYTES = 8
 @dataclass(frozen=True)
 class ControlConfig:
     """Controls have no settings."""
-
-
-class LogitMask(nn.Module):
-    """A network whose logits of some classes are −∞.
-
-    Args:
-        network: the network, not copied.
-        classes: these classes.
-        logits_path: where the logits are in what it returns, as `ModulateConfig.logits` says; the rest of the output
-            stays as it is.
-    """
-
-    def __init__(self, network: nn.Module, classes: Sequence[int], logits_path: str | None = None) -> None:
-        super().__init__()
-        self.network, self.classes, self.logits_path = network, list(classes), logits_path
-
-    def forward(self, x: Tensor) -> Any:
-        output = self.network(x)
-        logits = logits_of(output, self.logits_path)
-        masked = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-        masked[self.classes] = True
-        if isinstance(output, Tensor):
-            return logits.masked_fill(masked, -math.inf)
-        logits.masked_fill_(masked, -math.inf)
-        return output
 
 
 def nothing(task: ForgetTask, _config: ControlConfig) -> nn.Module:

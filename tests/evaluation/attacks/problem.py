@@ -64,7 +64,7 @@ def make(folder: Path) -> Problem:
 def problem(data: Dataset, nets: dict[str, nn.Module], wf: ModulatedModel) -> Problem:
     """The problem of these networks."""
     case = Case((FORGET,), CLASSES, data.train, data.test, TRAINING, nets["original"], (nets["oracle"],), quick=True)
-    baked = in_base_architecture(wf, wf.bake(FORGET, 0.3), nets["original"], data.test.batch(torch.arange(8)))
+    baked = in_base_architecture(wf, {FORGET}, nets["original"], data.test.batch(torch.arange(8)), 0.3)
     return Problem(
         case,
         Subject("original", nets["original"]),

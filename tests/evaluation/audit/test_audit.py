@@ -39,7 +39,7 @@ def test_an_attack_that_an_oracle_fails_is_broken():
     assert card.rows[0].broken
     assert card.counts() == {"broken": 1}
     assert not card.worse()
-    assert "broken: the held-out oracle lies outside" in card.markdown()
+    assert "broken (within)" in card.markdown()
 
 
 def test_each_oracle_is_compared_with_the_others_alone():
