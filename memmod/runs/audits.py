@@ -222,7 +222,7 @@ def write_card(
         "quick": options.quick,
         "threshold": options.threshold,
         "seed": options.seed,
-        "oracles": [str(oracle.folder) for oracle in oracles[:-1]],
+        "oracle_folders": [str(oracle.folder) for oracle in oracles[:-1]],
         "held_out_oracle": str(oracles[-1].folder),
         "unlearning": unlearned.run.settings,
         "versions": versions(),

@@ -18,7 +18,7 @@ MARGIN = 0.1
 
 
 def relearn_steps(curve_of: Sequence[float], steps: Sequence[int], target: float) -> float:
-    """Steps until an accuracy is reached, interpolated between those that were measured; the last step where it never is.
+    """Steps until an accuracy is reached, interpolated between those measured; the last step where it never is.
 
     Args:
         curve_of: accuracy after each of the steps.

@@ -1,0 +1,65 @@
+"""The commands that show what is gone: what they print and write, and one message for whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.test_main import TINY, fail, invoke, succeed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    succeed("train", "--model", "vgg", "--epochs", 2, "--out", folder / "base")
+    succeed("unlearn", "--base", folder / "base", "--out", folder / "unlearned", "--preset", "fast", *TINY)
+    return folder
+
+
+def test_retrain_names_the_oracles(runs):
+    output = succeed("retrain", runs / "base", "--without", "8", "--seeds", 2)
+    assert "Seed 1: " in output and "Seed 2: " in output
+    (first, second) = sorted((runs / "base-oracles").glob("8-seed*"))
+    assert json.loads((first / "metrics.json").read_text())["acc_forget"] == [0.0]
+    assert json.loads((second / "config.json").read_text())["settings"]["without"] == [8]
+    assert "oracle 1 of" not in succeed("retrain", runs / "base", "--without", "8", "--seeds", 2)
+
+
+@pytest.mark.slow
+def test_audit_prints_and_writes_the_same_card(runs):
+    output = succeed("audit", runs / "unlearned", "--forget", "8", "--seeds", 2, "--quick")
+    folder = runs / "unlearned/audits/8-quick"
+    card = json.loads((folder / "audit.json").read_text())
+    attacks = {row["attack"] for row in card["rows"]}
+    assert {"accuracy", "outputs", "representation", "membership", "probes", "relearning", "gate flip"} <= attacks
+    for word in ("probe/recall/penultimate", "relearning", "figures judged by 2 oracles"):
+        assert word in output and word in (folder / "audit.md").read_text()
+    again = invoke("audit", runs / "unlearned", "--forget", "8", "--seeds", 2, "--quick", "--json")
+    assert json.loads(again.stdout) == card
+    assert "oracles to train" not in again.stderr
+
+
+def test_compare_puts_methods_beside_the_run(runs):
+    arguments = ("--forget", "8", "--methods", "nothing,logit-mask,ssd", "--seeds", 1, "--quick", "--no-tuned")
+    output = succeed("compare", runs / "unlearned", *arguments)
+    card = json.loads((runs / "unlearned-compared/comparison.json").read_text())
+    lines = {line["method"]: line for line in card["lines"]}
+    assert list(lines) == ["memmod", "nothing", "logit-mask", "ssd"]
+    mask = lines["logit-mask"]["classes"][0]["figures"]
+    nothing = lines["nothing"]["classes"][0]["figures"]
+    assert mask["Acc_f"] == 0.0 < nothing["Acc_f"]
+    # a mask leaves the features, and so the probe, as they are
+    assert mask["probe excess"] == nothing["probe excess"]
+    assert lines["memmod"]["bytes"] == (runs / "unlearned/memory.safetensors").stat().st_size
+    assert lines["ssd"]["bytes"] > lines["logit-mask"]["bytes"] > 0
+    assert "logit-mask" in output and "| logit-mask |" in (runs / "unlearned-compared/comparison.md").read_text()
+
+
+def test_what_cannot_be_done_is_said_in_one_line(runs):
+    assert "'nine'" in fail("audit", runs / "unlearned", "--forget", "nine")
+    assert "without memories" in fail("audit", runs / "base", "--forget", "8")
+    assert "class 10" in fail("retrain", runs / "base", "--without", "10")
+    assert "'scrubb'" in fail("compare", runs / "unlearned", "--methods", "scrubb")
+    assert not (runs / "unlearned/audits/nine").exists()
