@@ -8,8 +8,8 @@ begin with max steps, beside some 30 of training the base. Their β weighs a sec
 runs, and is left out.
 
 The KL of the max steps has no upper bound: the norm of the gradient is clipped at 1, where the authors' code has a
-clipping it does not apply. BatchNorm's running statistics normalise the forgotten images and stay as they are
-(`fixed_statistics`).
+clipping it does not apply. BatchNorm's running statistics normalise all images and stay as they are
+(`train_with_fixed_statistics`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memmod.unlearning.baselines.training_loop import (
     Steps,
     check_positive,
     check_range,
-    fixed_statistics,
+    train_with_fixed_statistics,
 )
 
 NAME = "scrub"
@@ -76,7 +76,7 @@ def scrub(task: ForgetTask, config: ScrubConfig) -> nn.Module:
         Diverged: a loss is not finite.
     """
     teacher = detached_copy(task.network).eval().requires_grad_(False)
-    network = task.network.train()
+    network = train_with_fixed_statistics(task.network)
     generator = torch.Generator().manual_seed(task.seed)
     forget, retain = Batches(task, task.forget, generator), Batches(task, task.retain, generator)
     order = list(alternation(config, config.steps(task, task.forget), config.steps(task, task.retain)))
@@ -86,8 +86,7 @@ def scrub(task: ForgetTask, config: ScrubConfig) -> nn.Module:
         with torch.no_grad():
             target = task.logits(teacher, x)
         if is_max:
-            with fixed_statistics(network):
-                steps.take(-divergence(task.logits(network, x), target, config.temperature))
+            steps.take(-divergence(task.logits(network, x), target, config.temperature))
         else:
             logits = task.logits(network, x)
             distilled = divergence(logits, target, config.temperature)

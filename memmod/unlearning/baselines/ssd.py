@@ -101,5 +101,5 @@ METHOD = Method(
     paper="Foster, Schoepf, Brintrup 2024, AAAI, arXiv 2308.07707",
     config=SSDConfig,
     run=dampen,
-    grid={"alpha": (4.0, 6.0, 10.0), "lam": (0.1, 1.0)},
+    grid={"alpha": (1.0, 4.0, 7.0), "lam": (0.1, 1.0)},
 )
