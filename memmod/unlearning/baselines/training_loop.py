@@ -151,7 +151,7 @@ def train_with_fixed_statistics(network: nn.Module) -> nn.Module:
     their own they train another network, and the running ones drift away from the retained images. On retained batches
     alone training mode does not do either: their own statistics hide what steps on forgotten images do to the network
     in eval mode, which is the one that is used. On digits, with the class forgotten, the four methods that have both
-    kinds of batches keep .92 to .97 accuracy on the others this way, and .77 to .92 with training mode on retained ones.
+    kinds of batches keep .92 to .97 accuracy on the others this way, and .77 to .92 by training mode on retained ones.
     """
     network.train()
     for module in network.modules():
