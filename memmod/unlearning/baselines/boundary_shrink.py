@@ -1,8 +1,8 @@
 """Boundary Shrink: each forgotten image is trained towards the class on the other side of its nearest boundary.
 
 M. Chen, W. Gao, G. Liu, K. Peng, C. Wang, "Boundary Unlearning: Rapid Forgetting of Deep Networks via Shifting the
-Decision Boundary", CVPR 2023, arXiv 2303.11570. Equation 3: x' = x + ε·sign(∇_x CE(x, y; w_0)), y' = argmax f(x'; w_0);
-equation 4: min CE(D_f with y'). Settings of the authors' code: ε = 0.1 of the pixels' range, SGD, lr 1e-5, momentum
+Decision Boundary", CVPR 2023, arXiv 2303.11570: x' = x + ε·sign(∇_x CE(x, y; w_0)), y' = argmax f(x'; w_0);
+min CE(D_f with y'). Settings of the authors' code: ε = 0.1 of the pixels' range, SGD, lr 1e-5, momentum
 0.9, 10 epochs of the forgotten images. Only forgotten images are trained on.
 
 Where x' has not crossed the boundary the authors keep the old label; here y' is the most likely class that stays, so

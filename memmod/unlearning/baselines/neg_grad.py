@@ -5,7 +5,7 @@ A. Thudi et al., "Unrolling SGD: Understanding Factors Influencing Machine Unlea
 max CE(D_f). Settings of J. Jia et al. 2023, arXiv 2304.04934: lr 1e-4, 5 epochs of the forgotten images.
 
 NegGrad+: M. Kurmanji, P. Triantafillou, J. Hayes, E. Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS
-2023, arXiv 2302.09880, section 4: min α·CE(D_r) − (1 − α)·CE(D_f). The paper tunes α for each problem; 0.999 is our
+2023, arXiv 2302.09880: min α·CE(D_r) − (1 − α)·CE(D_f). The paper tunes α for each problem; 0.999 is our
 choice of a default.
 
 Cross-entropy has no upper bound, so ascent has nowhere to end. Two things differ from the papers: the norm of the

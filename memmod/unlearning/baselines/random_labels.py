@@ -1,7 +1,7 @@
 """Random labels: the forgotten images are trained on with wrong labels, the retained ones with their own.
 
 A. Golatkar, A. Achille, S. Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020, arXiv 1911.04933 ("random
-labels"), and L. Graves, V. Nagisetty, V. Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981, section 4.1
+labels"), and L. Graves, V. Nagisetty, V. Ganesh, "Amnesiac Machine Learning", AAAI 2021, arXiv 2010.10981
 ("unlearning"): min CE(D_f with random incorrect labels) + CE(D_r). Settings of the RL baseline of C. Fan et al., ICLR
 2024, arXiv 2310.12508: SGD, 10 epochs beside 182 of training.
 
