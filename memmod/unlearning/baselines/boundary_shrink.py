@@ -1,14 +1,14 @@
 """Boundary Shrink: each forgotten image is trained towards the class on the other side of its nearest boundary.
 
 M. Chen, W. Gao, G. Liu, K. Peng, C. Wang, "Boundary Unlearning: Rapid Forgetting of Deep Networks via Shifting the
-Decision Boundary", CVPR 2023, arXiv 2303.11570. Equation 3: x' = x + ε·sign(∇_x CE(x, y; w_0)), y' = argmax f(x'; w_0);
-equation 4: min CE(D_f with y'). Settings of the authors' code: ε = 0.1 of the pixels' range, SGD, lr 1e-5, momentum
+Decision Boundary", CVPR 2023, arXiv 2303.11570: x' = x + ε·sign(∇_x CE(x, y; w_0)), y' = argmax f(x'; w_0);
+min CE(D_f with y'). Settings of the authors' code: ε = 0.1 of the pixels' range, SGD, lr 1e-5, momentum
 0.9, 10 epochs of the forgotten images. Only forgotten images are trained on.
 
 Where x' has not crossed the boundary the authors keep the old label; here y' is the most likely class that stays, so
 that it is an incorrect one, as the paper's text has it, and of several forgotten classes none is renamed to another.
 The pixels' range is that of the forgotten images at hand. BatchNorm's running statistics normalise the forgotten images
-and stay as they are (`fixed_statistics`).
+and stay as they are (`train_with_fixed_statistics`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from memmod.unlearning.baselines.training_loop import (
     GradientConfig,
     Steps,
     check_positive,
-    fixed_statistics,
+    train_with_fixed_statistics,
 )
 
 NAME = "boundary-shrink"
@@ -58,13 +58,12 @@ def boundary_shrink(task: ForgetTask, config: BoundaryShrinkConfig) -> nn.Module
         Diverged: the loss is not finite.
     """
     labels = nearest_labels(task, config.bound)
-    network = task.network.train()
+    network = train_with_fixed_statistics(task.network)
     steps = Steps(task, config, NAME, config.steps(task, task.forget), network.parameters())
     images = Batches(task, task.forget, torch.Generator().manual_seed(task.seed), labels)
-    with fixed_statistics(network):
-        for _ in range(steps.total):
-            x, nearest = next(images)
-            steps.take(F.cross_entropy(task.logits(network, x), nearest))
+    for _ in range(steps.total):
+        x, nearest = next(images)
+        steps.take(F.cross_entropy(task.logits(network, x), nearest))
     return network.eval()
 
 

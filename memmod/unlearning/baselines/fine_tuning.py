@@ -1,7 +1,7 @@
 """Fine-tuning on the retained images: catastrophic forgetting is left to do the rest.
 
 A. Golatkar, A. Achille, S. Soatto, "Eternal Sunshine of the Spotless Net: Selective Forgetting in Deep Networks", CVPR
-2020, arXiv 1911.04933, table 1 ("fine-tune"): min CE(D_r). Settings of J. Jia et al., "Model Sparsity Can Simplify
+2020, arXiv 1911.04933, the baseline "fine-tune": min CE(D_r). Settings of J. Jia et al., "Model Sparsity Can Simplify
 Machine Unlearning", NeurIPS 2023, arXiv 2304.04934: SGD, lr 0.01, 10 epochs beside 182 of training.
 """
 

@@ -1,10 +1,10 @@
 """SalUn: random labels, trained into the weights whose gradient on the forgotten images is largest.
 
 C. Fan, J. Liu, Y. Zhang, E. Wong, D. Wei, S. Liu, "SalUn: Empowering Machine Unlearning via Gradient-Based Weight
-Saliency in Both Image Classification and Generation", ICLR 2024, arXiv 2310.12508. Equation 4: the mask is
-m = 1(|∇_θ CE(D_f; θ_o)| ≥ γ), γ the median of all weights; equation 5: θ = m ⊙ (θ_o + Δθ) + (1 − m) ⊙ θ_o; equation 6:
-random labels on D_f, the true ones on D_r. Settings of the authors' code: half of the weights, SGD, lr 0.013, 10 epochs
-beside 182 of training; the paper searches lr between 5e-4 and 5e-2.
+Saliency in Both Image Classification and Generation", ICLR 2024, arXiv 2310.12508. The mask is
+m = 1(|∇_θ CE(D_f; θ_o)| ≥ γ), γ the median over all weights; θ = m ⊙ (θ_o + Δθ) + (1 − m) ⊙ θ_o; Δθ is trained with
+random labels on D_f and the true ones on D_r. Settings of the authors' code: half of the weights, SGD, lr 0.013, 10
+epochs beside 182 of training.
 
 Labels, BatchNorm's statistics and the clipped gradient are as in `random_labels`: the authors train forgotten batches
 in BatchNorm's training mode, which ruins the accuracy on the retained images where a batch holds one class, and do not

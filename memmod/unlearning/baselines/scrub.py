@@ -1,15 +1,15 @@
 """SCRUB: a student that disobeys its teacher on the forgotten images, and obeys it on the retained ones.
 
 M. Kurmanji, P. Triantafillou, J. Hayes, E. Triantafillou, "Towards Unbounded Machine Unlearning", NeurIPS 2023, arXiv
-2302.09880. Equation 3: min α·KL(teacher ‖ student; D_r) + γ·CE(D_r) − KL(teacher ‖ student; D_f), by alternation
-(algorithm 1): an epoch of max steps on the forgotten images, then one of min steps on the retained, and in the end
+2302.09880: min α·KL(teacher ‖ student; D_r) + γ·CE(D_r) − KL(teacher ‖ student; D_f), by
+alternation: an epoch of max steps on the forgotten images, then one of min steps on the retained, and in the end
 min steps only. Settings of the authors' code: α = 0.001, γ = 0.99, temperature 4, SGD with lr 5e-4, 3 epochs of which 2
-begin with max steps, beside some 30 of training the base. Their β weighs a second distillation term, 0 in all their
-runs, and is left out.
+begin with max steps; they are scaled as beside 30 epochs of training, which is our reading. Their β weighs a second
+distillation term, 0 in their settings, and is left out.
 
 The KL of the max steps has no upper bound: the norm of the gradient is clipped at 1, where the authors' code has a
-clipping it does not apply. BatchNorm's running statistics normalise the forgotten images and stay as they are
-(`fixed_statistics`).
+clipping it does not apply. BatchNorm's running statistics normalise all images and stay as they are
+(`train_with_fixed_statistics`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from memmod.unlearning.baselines.training_loop import (
     Steps,
     check_positive,
     check_range,
-    fixed_statistics,
+    train_with_fixed_statistics,
 )
 
 NAME = "scrub"
@@ -76,7 +76,7 @@ def scrub(task: ForgetTask, config: ScrubConfig) -> nn.Module:
         Diverged: a loss is not finite.
     """
     teacher = detached_copy(task.network).eval().requires_grad_(False)
-    network = task.network.train()
+    network = train_with_fixed_statistics(task.network)
     generator = torch.Generator().manual_seed(task.seed)
     forget, retain = Batches(task, task.forget, generator), Batches(task, task.retain, generator)
     order = list(alternation(config, config.steps(task, task.forget), config.steps(task, task.retain)))
@@ -86,8 +86,7 @@ def scrub(task: ForgetTask, config: ScrubConfig) -> nn.Module:
         with torch.no_grad():
             target = task.logits(teacher, x)
         if is_max:
-            with fixed_statistics(network):
-                steps.take(-divergence(task.logits(network, x), target, config.temperature))
+            steps.take(-divergence(task.logits(network, x), target, config.temperature))
         else:
             logits = task.logits(network, x)
             distilled = divergence(logits, target, config.temperature)

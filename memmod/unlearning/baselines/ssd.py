@@ -1,9 +1,9 @@
 """Selective Synaptic Dampening: weights that matter more to the forgotten images than to all images are made smaller.
 
 J. Foster, S. Schoepf, A. Brintrup, "Fast Machine Unlearning Without Retraining Through Selective Synaptic Dampening",
-AAAI 2024, arXiv 2308.07707. Equations 6 and 7: where I_f > α·I_D, θ becomes β·θ with β = min(λ·I_D / I_f, 1), I the
-diagonal of the Fisher information over the forgotten images and over all. No gradient step is taken. α = 10, λ = 1 for
-whole classes.
+AAAI 2024, arXiv 2308.07707: where I_f > α·I_D, θ becomes β·θ with β = min(λ·I_D / I_f, 1), I the
+diagonal of the Fisher information over the forgotten images and over all. No gradient step is taken. α = 10, λ = 1 in
+the authors' code for whole classes.
 
 As in the authors' code an importance is the mean over batches of 64 of the squared gradient of a batch, and a batch
 holds images of one class: of mixed ones the classes' gradients would cancel in I_D alone, and α would mean something
@@ -101,5 +101,5 @@ METHOD = Method(
     paper="Foster, Schoepf, Brintrup 2024, AAAI, arXiv 2308.07707",
     config=SSDConfig,
     run=dampen,
-    grid={"alpha": (4.0, 6.0, 10.0), "lam": (0.1, 1.0)},
+    grid={"alpha": (1.0, 4.0, 7.0), "lam": (0.1, 1.0)},
 )

