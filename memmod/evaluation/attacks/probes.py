@@ -99,11 +99,24 @@ def recall(network: nn.Module, case: Case, point: str) -> float:
     return (linear(x, labels, y) == expected)[case.is_forgotten(expected)].double().mean().item()
 
 
+def without_repetition(found: dict[str, Tensor]) -> tuple[str, ...]:
+    """The points but those whose features ``[N, D]`` are the next point's: a last block, pooled, is often the head's
+    input.
+    """
+    points = tuple(found)
+    again = {
+        a
+        for a, b in zip(points, points[1:], strict=False)
+        if found[a].shape == found[b].shape and torch.allclose(found[a], found[b], rtol=1e-4, atol=1e-5)
+    }
+    return tuple(point for point in points if point not in again)
+
+
 def run(subject: Subject, case: Case) -> dict[str, Measure]:
     """Recall of the forgotten classes, "PROBE/recall/POINT", and balanced accuracy of all, "PROBE/balanced/POINT".
 
     Probes are trained on standardised features (`features`) of up to 10,000 training images of all classes, at up to
-    6 points; intervals are over the test images.
+    6 points, none twice; intervals are over the test images.
 
     Raises:
         DataError: fewer than 10 training images, or no test image, of the forgotten classes.
@@ -113,7 +126,7 @@ def run(subject: Subject, case: Case) -> dict[str, Measure]:
     train, labels, test, expected = _features(network, case, points)
     own = case.is_forgotten(expected)
     figures = {}
-    for point in points:
+    for point in without_repetition(train):
         x, y = standardised(train[point], test[point])
         for name, probe in PROBES.items():
             right = probe(x, labels, y) == expected

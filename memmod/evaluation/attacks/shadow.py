@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ from memmod.evaluation.attacks.bootstrap import DRAWS, bootstrap
 from memmod.evaluation.attacks.measuring import draw, images, logits
 from memmod.evaluation.attacks.membership import QUICK_DRAWS, TINY, members_and_others, separation
 from memmod.evaluation.attacks.membership import cost as membership_cost
+
+if TYPE_CHECKING:
+    from memmod.data import Split
 
 NAME = "shadow"
 # RMIA's threshold of the likelihood ratio and its slope from Pr(x | OUT) to Pr(x | IN). With the γ = 2 of the paper's
@@ -45,7 +50,7 @@ def relative_scores(own: Tensor, out: Tensor, own_z: Tensor, out_z: Tensor) -> T
     return torch.searchsorted(ordered, ratio / GAMMA, right=True).double() / len(ordered)
 
 
-def _of_label(case: Case, network: nn.Module, split, numbers: Tensor) -> Tensor:
+def _of_label(case: Case, network: nn.Module, split: Split, numbers: Tensor) -> Tensor:
     z = logits(case, network, split, numbers).double()
     return z.softmax(1).gather(1, split.labels[numbers][:, None]).squeeze(1)
 
@@ -80,7 +85,7 @@ def balanced(found: Tensor, labels: Tensor) -> float:
     return sum(right.double().mean().item() if len(right) else 0.0 for right in kinds) / 2
 
 
-def _classifier(x: Tensor, y: Tensor):
+def _classifier(x: Tensor, y: Tensor) -> Any:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -7,7 +7,7 @@ from torch import nn
 
 from memmod.data import at_most
 from memmod.evaluation.attacks.attack import Attack, Case, Measure, Subject
-from memmod.evaluation.attacks.probes import thinned
+from memmod.evaluation.attacks.probes import thinned, without_repetition
 from memmod.evaluation.features import feature_points, features
 from memmod.evaluation.metrics import linear_cka
 
@@ -28,7 +28,7 @@ def _cka(subject: Subject, case: Case) -> dict[str, Measure]:
     oracles = [taken(oracle) for oracle in case.oracles]
     one = 1 / len(split)
     figures = {}
-    for point in points:
+    for point in without_repetition(original):
         values = [linear_cka(own_features[point], oracle[point]) for oracle in oracles]
         figures[f"CKA/original/{point}"] = Measure(linear_cka(own_features[point], original[point]), one)
         figures[f"CKA/oracles/{point}"] = Measure(sum(values) / len(values), one)

@@ -52,3 +52,9 @@ def test_points_of_a_deep_network_are_thinned():
     assert len(found) == 6 and found[-1] == "penultimate" and found[0] == "blocks.0"
     assert [points.index(p) for p in found] == sorted({points.index(p) for p in found})
     assert probes.thinned(points[:6]) == points[:6]
+
+
+def test_the_same_features_are_probed_once():
+    x, y = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    found = {"stem": x, "blocks.0": y, "blocks.1": x[:, :2], "blocks.2": x + 1e-7, "penultimate": x}
+    assert probes.without_repetition(found) == ("stem", "blocks.0", "blocks.1", "penultimate")
