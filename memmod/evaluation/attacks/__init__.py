@@ -1,8 +1,9 @@
 """Attacks on a network that should have forgotten, one a file, behind the one interface of `attack`."""
 
 from memmod.errors import RunError
+from memmod.evaluation.attacks.anamnesis import ANAMNESIS
 from memmod.evaluation.attacks.attack import Attack, Case, Measure, Subject
-from memmod.evaluation.attacks.batchnorm import BATCHNORM, RESCALING
+from memmod.evaluation.attacks.batchnorm import BASE_NORMS, BATCHNORM, RESCALING
 from memmod.evaluation.attacks.gate_flip import GATE_FLIP
 from memmod.evaluation.attacks.head import HEAD_SWAP
 from memmod.evaluation.attacks.membership import MEMBERSHIP
@@ -24,7 +25,9 @@ ATTACKS: tuple[Attack, ...] = (
     RESCALING,
     QUANTISATION,
     RELEARNING,
+    ANAMNESIS,
     RELEARNING_MEMORIES,
+    BASE_NORMS,
     GATE_FLIP,
 )
 

@@ -38,18 +38,18 @@ def _original(case: Case) -> nn.Module:
     return unwrapped(case.original, example(case, case.original))
 
 
-def reestimated(network: nn.Module, original: nn.Module, xs: Iterator[Tensor]) -> nn.Module:
-    """The network, in place, with the original's BatchNorms and statistics estimated on batches of images.
+def reestimated(network: nn.Module, like: nn.Module, xs: Iterator[Tensor]) -> nn.Module:
+    """The network, in place, with `like`'s BatchNorms and statistics estimated on batches of images.
 
-    A baked network's norms only shift, or are gone: what stands in their places becomes the original's norm, weights
-    and biases included, standardising by the mean of the batches' statistics, with an eps of 1e-10.
+    The norms' weights and biases are `like`'s; they standardise by the mean of the batches' statistics, with an eps of
+    1e-10.
 
     Args:
-        original: of the network's architecture.
+        like: of the network's architecture, or the network itself.
         xs: batches ``[B, ...]`` on the network's device, B ≥ 2.
     """
     fresh = []
-    for name, norm in _norms(original).items():
+    for name, norm in _norms(like).items():
         new = copy.deepcopy(norm).to(device_of(network))
         new.eps, new.momentum = EPS, None
         new.reset_running_stats()
@@ -67,7 +67,20 @@ def reestimated(network: nn.Module, original: nn.Module, xs: Iterator[Tensor]) -
 
 
 def run_reestimation(subject: Subject, case: Case) -> dict[str, Measure]:
-    """Acc_f after BatchNorm is estimated anew on training images: "acc_forget/retained", "acc_forget/all"."""
+    """Acc_f after BatchNorm is estimated anew on training images: "acc_forget/retained", "acc_forget/all".
+
+    Norms keep the weights and biases that they have in the file.
+    """
+    return _reestimation(subject, case, lambda network: network)
+
+
+def run_base_norms(subject: Subject, case: Case) -> dict[str, Measure]:
+    """The same with the weights and biases of the original's norms, which undo every gate that is not 0."""
+    original = _original(case)
+    return _reestimation(subject, case, lambda _network: original)
+
+
+def _reestimation(subject: Subject, case: Case, norms_of: Callable[[nn.Module], nn.Module]) -> dict[str, Measure]:
     figures = {}
     most = QUICK_ESTIMATED_ON if case.quick else ESTIMATED_ON
     retained = images(case, case.train, forgotten=False, at_least=2, attack="batchnorm")
@@ -77,13 +90,14 @@ def run_reestimation(subject: Subject, case: Case) -> dict[str, Measure]:
         order = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(case.seed))]
         xs = (x for x, _ in batches(case.train, BATCH, device_of(network), order))
         figures[f"acc_forget/{name}"] = accuracy(
-            case, reestimated(network, _original(case), xs), forgotten=True, attack="batchnorm"
+            case, reestimated(network, norms_of(network), xs), forgotten=True, attack="batchnorm"
         )
     return figures
 
 
-def _without_norms(_subject: Subject, case: Case) -> str | None:
-    return None if _norms(case.original) else "the network has no BatchNorm"
+def _without_norms(subject: Subject, case: Case) -> str | None:
+    """Of the network as a file; a wrapper's are those of the network inside."""
+    return None if _norms(subject.network) and _norms(case.original) else "the network has no BatchNorm"
 
 
 def units(original: nn.Module, x: Tensor) -> dict[str, int]:
@@ -193,12 +207,22 @@ def _estimation_cost(case: Case) -> int:
 BATCHNORM = Attack(
     name="batchnorm",
     level="L1",
-    version=1,
+    version=2,
     knows={"": "more"},
     run=run_reestimation,
     cost=_estimation_cost,
     applies=_without_norms,
-    source="Ioffe and Szegedy, arXiv 1502.03167, algorithm 2: BN(s·z) = BN(z) for every gate s > 0",
+    source="Ioffe and Szegedy, arXiv 1502.03167, algorithm 2",
+)
+BASE_NORMS = Attack(
+    name="batchnorm of the base",
+    level="L2",
+    version=1,
+    knows={"": "more"},
+    run=run_base_norms,
+    cost=_estimation_cost,
+    applies=_without_norms,
+    source="the same: BN(s·z) = BN(z) for every gate s > 0",
 )
 RESCALING = Attack(
     name="rescaling",
