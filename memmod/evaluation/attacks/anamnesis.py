@@ -9,7 +9,7 @@ from torch import nn
 
 from memmod.evaluation.attacks.attack import Attack, Case, Measure, Subject
 from memmod.evaluation.attacks.measuring import accuracy, as_file, tested_count
-from memmod.evaluation.attacks.relearning import BATCH, LR, QUICK_STEPS, STEPS, batches_for, curve
+from memmod.evaluation.attacks.relearning import BATCH, LR, STEPS, batches_for, curve
 from memmod.evaluation.metrics import anamnesis_index
 
 NAME = "anamnesis"
@@ -42,15 +42,16 @@ def _steps_of(network: nn.Module, case: Case, target: float) -> float:
         batches_for(case, "full"),
         lambda x: case.logits(copy, x),
         lambda: accuracy(case, copy, forgotten=True, attack=NAME),
+        STEPS,
     )
-    return relearn_steps([measure.value for measure in found], QUICK_STEPS if case.quick else STEPS, target)
+    return relearn_steps([measure.value for measure in found], STEPS, target)
 
 
 def run(subject: Subject, case: Case) -> dict[str, Measure]:
     """AIN, "AIN", and the relearn time behind it in optimiser steps on 64 images of all classes each, "steps".
 
     Relearned is a class whose accuracy is within 10 % of the original's; the oracles' time is their mean. A network
-    that does not relearn within the steps measured (40, in a first look 10) counts as having taken all of them.
+    that does not relearn within 40 steps counts as having taken all of them.
 
     Raises:
         DataError: too few images.
@@ -66,8 +67,7 @@ def run(subject: Subject, case: Case) -> dict[str, Measure]:
 
 
 def _cost(case: Case) -> int:
-    steps = QUICK_STEPS if case.quick else STEPS
-    per_curve = 3 * BATCH * steps[-1] + len(steps) * tested_count(case, forgotten=True)
+    per_curve = 3 * BATCH * STEPS[-1] + len(STEPS) * tested_count(case, forgotten=True)
     return (1 + len(case.oracles)) * per_curve + tested_count(case, forgotten=True)
 
 

@@ -75,6 +75,7 @@ def curve(
     numbers: Callable[[int], Tensor],
     forward: Callable[[Tensor], Tensor],
     measure: Callable[[], Measure],
+    steps: tuple[int, ...] | None = None,
 ) -> list[Measure]:
     """Acc_f after each of the steps: cross-entropy on the images' labels by Adam, all layers in eval mode.
 
@@ -82,8 +83,9 @@ def curve(
         parameters: what is trained.
         numbers: of a step's training images.
         forward: logits ``[B, C]`` of images ``[B, ...]``.
+        steps: ascending; default: those of the case.
     """
-    steps = QUICK_STEPS if case.quick else STEPS
+    steps = steps or (QUICK_STEPS if case.quick else STEPS)
     optimiser = torch.optim.Adam(parameters, lr=lr)
     found = []
     for step in range(steps[-1] + 1):
