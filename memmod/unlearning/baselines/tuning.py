@@ -17,6 +17,8 @@ from memmod.unlearning.baselines.run import unlearn_with
 
 # Of the held-out forgotten images, how many may still be named rightly by a network that counts as having forgotten.
 FORGOTTEN = 0.01
+# Of the original's accuracy on held-out retained images, how much a network must keep not to count as ruined.
+KEPT = 0.9
 HELD_OUT = 0.1
 
 
@@ -54,8 +56,10 @@ def tune(method: Method, task: ForgetTask, seed: int = 0) -> Tuned:
     A tenth of the training images of each class, forgotten or not, is held out of what the method trains on, and
     decides: of the settings that leave at most 1 % accuracy on forgotten images the one with the highest accuracy on
     retained images, of which the first where several are equal; where none does, the one with the lowest accuracy on
-    forgotten images, of equal ones that with the highest on retained. A setting that diverges is a row of the table
-    and is never chosen. The test split is not looked at.
+    forgotten images, of equal ones that with the highest on retained. Settings that cost more than a tenth of the
+    original's accuracy on retained images stand back as long as others are left: a network that answers one class
+    has forgotten every other. A setting that diverges is a row of the table and is never chosen. The test split is
+    not looked at.
 
     Args:
         seed: of what is held out; the runs draw by the task's.
@@ -79,11 +83,12 @@ def tune(method: Method, task: ForgetTask, seed: int = 0) -> Tuned:
             continue
         accuracies = (accuracy(task, outcome.network, held) for held in (held_forget, held_retain))
         table.append(Row(config, *accuracies, outcome.seconds))
-    return Tuned(best(method.name, table).config, tuple(table), time.perf_counter() - started)
+    original = accuracy(task, task.network, held_retain)
+    return Tuned(best(method.name, table, original).config, tuple(table), time.perf_counter() - started)
 
 
-def best(method: str, table: list[Row]) -> Row:
-    """The row that `tune` chooses.
+def best(method: str, table: list[Row], original: float) -> Row:
+    """The row that `tune` chooses, where the original network has this accuracy on held-out retained images.
 
     Raises:
         Diverged: every setting did.
@@ -91,6 +96,7 @@ def best(method: str, table: list[Row]) -> Row:
     left = [row for row in table if row.diverged is None]
     if not left:
         raise Diverged(f"{method} diverged with every setting of its grid, the first time so: {table[0].diverged}")
+    left = [row for row in left if row.acc_retain >= KEPT * original] or left
     forgotten = [row for row in left if row.acc_forget <= FORGOTTEN]
     if forgotten:
         return max(forgotten, key=lambda row: row.acc_retain)

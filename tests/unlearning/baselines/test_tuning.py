@@ -76,9 +76,15 @@ def rows(*figures) -> list[Row]:
 
 
 def test_the_rule():
-    assert best("m", rows((0.02, 0.99), (0.01, 0.80), (0.0, 0.85), (0.0, 0.7))).config == 2
-    assert best("m", rows((0.3, 0.9), (0.1, 0.2), (0.1, 0.4))).config == 2
-    assert best("m", rows((0.0, 0.5), (0.01, 0.5))).config == 0
+    assert best("m", rows((0.02, 0.99), (0.01, 0.80), (0.0, 0.85), (0.0, 0.7)), 0.8).config == 2
+    assert best("m", rows((0.3, 0.9), (0.1, 0.8), (0.1, 0.85)), 0.8).config == 2
+    assert best("m", rows((0.0, 0.5), (0.01, 0.5)), 0.5).config == 0
+
+
+def test_a_ruined_network_is_chosen_only_among_such():
+    # of .9 a tenth is .09: below .81 a network is ruined
+    assert best("m", rows((0.0, 0.80), (0.2, 0.82), (0.3, 0.9)), 0.9).config == 1
+    assert best("m", rows((0.0, 0.11), (0.0, 0.4), (0.2, 0.7)), 0.9).config == 1
 
 
 def test_a_method_without_a_grid_has_its_defaults():
