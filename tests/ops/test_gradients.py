@@ -74,12 +74,12 @@ def test_gradcheck_of_reference_and_op(case, pattern, gate_bias, gate):
 
     def through(fn):
         def call(*values):
-            return fn(*problem.replace(**dict(zip(problem.learnable, values, strict=True))).args)[0]
+            return fn(problem.replace(**dict(zip(problem.learnable, values, strict=True))))[0]
 
         return call
 
-    assert torch.autograd.gradcheck(through(getattr(reference, case.op)), inputs)
-    assert torch.autograd.gradcheck(through(getattr(torch.ops.memmod, case.op).default), inputs)
+    assert torch.autograd.gradcheck(through(lambda p: getattr(reference, case.op)(p.call)), inputs)
+    assert torch.autograd.gradcheck(through(lambda p: getattr(torch.ops.memmod, case.op).default(*p.args)), inputs)
 
 
 @each_case(CASES)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memmod.ops import dispatch
 from memmod.ops.backends import gpu_policy
+from memmod.ops.calls import CALLS
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case, Problem
 from tests.triton.cost import record
@@ -82,14 +83,17 @@ def kernels_from(files: dict[str, str]) -> Iterator[None]:
 def run_directly(problem: Problem) -> tuple[Tensor, ...]:
     """The results of a call and of its backward by the host functions, without the dispatcher in between."""
     kernel, backward = (dispatch.kernel(f"{problem.op}{suffix}", "triton").run for suffix in ("", "_backward"))
-    y, saved = kernel(*problem.args)
+    y, saved = kernel(problem.call)
     saved = saved if saved.numel() else y
+    grad_call = CALLS[f"{problem.op}_backward"]
     if problem.op == "modulate_output":
-        return y, *backward(problem.dy, saved, problem.memory, problem.index, problem.dim, problem.gate, (True, True))
+        args = (problem.dy, saved, problem.memory, problem.index, problem.dim, problem.gate, (True, True))
+        return y, *backward(grad_call(*args))
     tensors = (problem.x, problem.weight, problem.memory, problem.input_memory, problem.index, saved)
     needs = (True, False, problem.bias is not None, problem.memory is not None, problem.input_memory is not None)
     geometry = problem.args[9:]
-    return y, *backward(problem.dy, problem.x.shape, *tensors, problem.gate, problem.gate_bias, *geometry, needs)
+    args = (problem.dy, problem.x.shape, *tensors, problem.gate, problem.gate_bias, *geometry, needs)
+    return y, *backward(grad_call(*args))
 
 
 class Guarded(TorchDispatchMode):

@@ -21,6 +21,7 @@ from memmod.kernels.output import memory_gradient, modulate_output, modulate_out
 from memmod.kernels.sums import class_sums
 from memmod.ops import dispatch
 from memmod.ops.backends import gpu_policy, reference
+from memmod.ops.calls import OutputCall
 from tests.ops.bounds import naive_gates
 
 pytestmark = pytest.mark.interpreter
@@ -156,7 +157,7 @@ def test_identity_gate_on_sets_of_several_splits():
 
     def gradients(dtype: torch.dtype, sign: bool = True) -> tuple[Tensor, ...]:
         leaves = [(t if sign else t.abs()).to(dtype).requires_grad_() for t in (x, memory)]
-        y = reference.modulate_output(*leaves, index, 1, "identity", False)[0]
+        y = reference.modulate_output(OutputCall(*leaves, index, 1, "identity", False))[0]
         return torch.autograd.grad(y, leaves, (dy if sign else dy.abs()).to(dtype))
 
     plain, exact, magnitude = gradients(torch.float32), gradients(torch.float64), gradients(torch.float64, sign=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,8 +84,12 @@ def load(library: Path, device: str) -> str | None:
         return f"{library} cannot be loaded: {error}; {REBUILD}"
     _device = device
     for op, supports in gpu_supports(_KERNEL, _unserved).items():
-        dispatch.register(op, "cuda", _RUN[op], supports, cuda_paths.passes_over(op))
+        dispatch.register(op, "cuda", _unpacked(_RUN[op]), supports, cuda_paths.passes_over(op))
     return None
+
+
+def _unpacked(op: Callable[..., Any]) -> Callable[[tuple], Any]:
+    return lambda call: op(*call)
 
 
 def device_type() -> str:

@@ -48,11 +48,11 @@ def register() -> None:
         dispatch.register(op, "triton", _lazily(f"memmod.kernels.{module}", op), supports)
 
 
-def _lazily(module: str, op: str) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+def _lazily(module: str, op: str) -> Callable[[tuple], Any]:
+    def run(call: tuple) -> Any:
         # Kernels run on the current device.
-        with torch.cuda.device(args[0].device if args[0].is_cuda else -1):
-            return getattr(importlib.import_module(module), op)(*args)
+        with torch.cuda.device(call[0].device if call[0].is_cuda else -1):
+            return getattr(importlib.import_module(module), op)(*call)
 
     return run
 
