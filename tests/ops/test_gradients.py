@@ -114,6 +114,15 @@ def test_memories_may_be_slices(backend, case):
             torch.testing.assert_close(value, expected[name])
 
 
+@each_case([LINEAR, change(CONV, gate_bias=False)])
+def test_a_bias_may_be_a_slice(backend, case):
+    problem = case.draw()
+    expected = run_op(problem)
+    wide = torch.stack((problem.bias, -problem.bias), 1)
+    for name, value in run_op(problem.replace(bias=wide[:, 0])).items():
+        assert torch.equal(value, expected[name])
+
+
 @each_case(CASES)
 def test_gates_change_outputs_and_gradients(backend, case):
     problem = change(case, pattern="mixed").draw()

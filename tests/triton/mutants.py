@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memmod.ops import dispatch
 from memmod.ops.backends import gpu_policy
+from memmod.ops.backends.triton.register import PRIMITIVES
 from memmod.ops.calls import CALLS
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case, Problem
@@ -57,8 +58,12 @@ def kernels_from(files: dict[str, str]) -> Iterator[None]:
     package = importlib.import_module(PACKAGE)
 
     def forget() -> dict[str, Any]:
-        names = [name for name in sys.modules if name.startswith(f"{PACKAGE}.")]
+        # With them the module that the ops call them through.
+        names = [name for name in sys.modules if name.startswith(f"{PACKAGE}.") or name == PRIMITIVES]
         return {name: sys.modules.pop(name) for name in names}
+
+    def parent(name: str) -> Any:
+        return sys.modules[name.rpartition(".")[0]]
 
     before, path = forget(), package.__path__
     with tempfile.TemporaryDirectory() as folder:
@@ -74,10 +79,10 @@ def kernels_from(files: dict[str, str]) -> Iterator[None]:
             gpu_policy.force(None)
             package.__path__ = path
             for name in forget():
-                delattr(package, name.rpartition(".")[2])
+                delattr(parent(name), name.rpartition(".")[2])
             sys.modules.update(before)
             for name, module in before.items():
-                setattr(package, name.rpartition(".")[2], module)
+                setattr(parent(name), name.rpartition(".")[2], module)
 
 
 def run_directly(problem: Problem) -> tuple[Tensor, ...]:
