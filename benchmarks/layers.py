@@ -13,6 +13,7 @@ from benchmarks.gpu_variants import on_way
 from benchmarks.measure import LAYOUTS, Runner
 from benchmarks.roofline import Roof, Work, of_device, work
 from memmod.ops.backends import reference
+from memmod.ops.calls import ConvCall, LinearCall
 
 
 class LayerRunner(Runner):
@@ -102,9 +103,9 @@ def _reference(layer: Layer, phase: str) -> tuple[Tensor, ...]:
     args = (x, layer.weight, layer.bias, memory, None, layer.index, "sigmoid", True, False)
     if layer.case.kernel:
         stride, padding = [layer.case.stride] * 2, [layer.case.kernel // 2] * 2
-        y = reference.modulated_conv2d(*args, stride, padding, [1, 1], layer.case.groups)[0]
+        y = reference.modulated_conv2d(ConvCall(*args, stride, padding, [1, 1], layer.case.groups))[0]
     else:
-        y = reference.modulated_linear(*args)[0]
+        y = reference.modulated_linear(LinearCall(*args))[0]
     if phase == "forward":
         return (y.detach(),)
     return (y.detach(), *torch.autograd.grad(y, (x, memory), layer.dy))

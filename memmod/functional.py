@@ -17,6 +17,7 @@ from memmod.errors import SelectionError
 from memmod.ops import dispatch, transforms
 from memmod.ops.autocast import cast
 from memmod.ops.autograd import output_is_enough
+from memmod.ops.calls import ConvCall, LinearCall, OutputCall
 
 GATES = ("sigmoid", "identity", "hard")
 KEEPS = ("output", "gated")
@@ -67,8 +68,8 @@ def modulated_linear(
         raise SelectionError(f"x has shape {tuple(x.shape)}; with a selection it must be [rows, ..., features]")
     _check(x, memory, input_memory, index, weight.shape[0], weight.shape[1])
     if transforms.active():
-        y = transforms.modulated_linear(x, weight, bias, memory, input_memory, index, gate, gate_bias)
-        return _activated(y, activation)
+        call = LinearCall(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated=False)
+        return _activated(transforms.modulated_linear(call), activation)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y, _ = torch.ops.memmod.modulated_linear.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated
@@ -126,8 +127,8 @@ def modulated_conv2d(
         x, padding = _named_padding(x, weight, padding, stride, dilation)
         options = (stride, padding, dilation, groups)
     if transforms.active():
-        y = transforms.modulated_conv2d(x, weight, bias, memory, input_memory, index, gate, gate_bias, *options)
-        return _activated(y, activation)
+        call = ConvCall(x, weight, bias, memory, input_memory, index, gate, gate_bias, False, *options)
+        return _activated(transforms.modulated_conv2d(call), activation)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y, _ = torch.ops.memmod.modulated_conv2d.default(
         x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated, *options
@@ -160,7 +161,7 @@ def modulate_output(
         )
     _check(x, memory, None, index, x.shape[dim], None)
     if transforms.active():
-        return transforms.modulate_output(x, memory, index, dim, gate)
+        return transforms.modulate_output(OutputCall(x, memory, index, dim, gate, keep_gated=False))
     y, _ = torch.ops.memmod.modulate_output.default(
         x, memory, _usable(index), dim, gate, keep == "gated" and gate != "identity" and _learns(memory)
     )

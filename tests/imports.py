@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -18,6 +18,7 @@ ORDER = (
     ("memory_file",),
     ("ops",),
     ("kernels",),
+    ("ops.backends.triton",),
     ("functional",),
     ("nn",),
     ("surgery",),
@@ -37,10 +38,20 @@ WITHOUT = {
     "jinja2": ("report",),
 }
 BACKENDS = "memmod.ops.backends"
+<<<<<<< HEAD
 # Of the package, the kernels may know what decides about them, and nothing that calls them.
 KERNELS_MAY_IMPORT = ("memmod.kernels", "memmod.ops.layout", "memmod.ops.backends.gpu_policy")
 # Tests of benchmarks, and the harnesses that run their variants of GPU kernels.
 KNOW_BENCHMARKS = ("tests/benchmarks/", "tests/cuda/", "tests/triton/", "tests/ops/test_cuda.py")
+=======
+# Backends that others build on, and which.
+SHARED = {"gpu": ("cuda", "triton")}
+# All that these know of the package: nothing that calls them, and no backend.
+MAY_IMPORT = {
+    "memmod.kernels": ("memmod.kernels", "memmod.ops.layout"),
+    f"{BACKENDS}.gpu": (f"{BACKENDS}.gpu", f"{BACKENDS}.gpu_policy", "memmod.ops.calls", "memmod.ops.layout"),
+}
+>>>>>>> gpu-in
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -74,9 +85,13 @@ def _running(node: ast.AST) -> Iterator[ast.AST]:
 
 def part(name: str) -> str:
     """The part of memmod that a module belongs to; "" for the package itself."""
+    # Of the ops, this backend alone stands above the kernels; the dispatcher knows it by name only.
+    if name.startswith(f"{BACKENDS}.triton"):
+        return "ops.backends.triton"
     return name.split(".")[1] if name.startswith("memmod.") else ""
 
 
+<<<<<<< HEAD
 def _between_benchmarks_and_tests(root: Path) -> Iterator[str]:
     """What breaks the rule that benchmarks run without the tests, and that tests of benchmarks alone know them."""
     for path in sorted((root / "benchmarks").rglob("*.py")):
@@ -87,6 +102,10 @@ def _between_benchmarks_and_tests(root: Path) -> Iterator[str]:
         knows = any(name.split(".")[0] == "benchmarks" for name in imports(path, {}))
         if knows and not own.startswith(KNOW_BENCHMARKS):
             yield f"{own} imports benchmarks"
+=======
+def _packages(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{name}." for name in names)
+>>>>>>> gpu-in
 
 
 def violations(root: Path = ROOT) -> list[str]:
@@ -108,11 +127,18 @@ def violations(root: Path = ROOT) -> list[str]:
                 found.append(f"{name} imports {target}, which is not below it")
             if name.startswith(f"{BACKENDS}.") and target.startswith(f"{BACKENDS}."):
                 one, another = (module.removeprefix(f"{BACKENDS}.").split(".")[0] for module in (name, target))
-                if one != another and (root / "memmod/ops/backends" / another).is_dir():
+                folder = (root / "memmod/ops/backends" / another).is_dir()
+                if one not in (another, *SHARED.get(another, ())) and folder:
                     found.append(f"{name} imports {target}: backends do not know of each other")
+<<<<<<< HEAD
             if own == "kernels" and not target.startswith(KERNELS_MAY_IMPORT):
                 found.append(f"{name} imports {target}: kernels know layouts and policy alone")
     found += _between_benchmarks_and_tests(root)
+=======
+            for package, allowed in MAY_IMPORT.items():
+                if f"{name}.".startswith(f"{package}.") and not f"{target}.".startswith(_packages(allowed)):
+                    found.append(f"{name} imports {target}: of memmod it may know {', '.join(allowed)} alone")
+>>>>>>> gpu-in
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:

@@ -1,5 +1,4 @@
-"""memmod::modulated_conv2d: 1x1 through the linear kernel, k x k in channels_last as an implicit product with the same
-prologue and epilogue, anything else as the library's convolution with the tail behind it."""
+"""A convolution in channels_last as an implicit product with the prologue and the epilogue of linear.py's."""
 
 from __future__ import annotations
 
@@ -11,19 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from memmod.kernels.configs import MatmulConfig, architecture, matmul_config, programs
-from memmod.kernels.gates import GateTable, gate_table, tile_gates, tile_rows
-from memmod.kernels.linear import (
-    finish,
-    folded,
-    folded_bias,
-    matmul,
-    precision,
-    table_arguments,
-    table_height,
-)
-from memmod.kernels.output import memory_gradient, modulate, sums_along
-from memmod.ops.backends.gpu_policy import Path, conv_path, linear_path
-from memmod.ops.layout import conv_memory_format, conv_output_size
+from memmod.kernels.gates import GateTable, tile_gates, tile_rows
+from memmod.kernels.linear import precision, table_arguments, table_height
+from memmod.ops.layout import empty_channels_last
 
 
 @triton.jit
@@ -149,7 +138,7 @@ def conv2d(
     """
     images, inputs, height, width = x.shape
     units, kernel_h, kernel_w = weight.shape[:3]
-    y = _channels_last(x, units, size)
+    y = empty_channels_last(x, units, size)
     saved = torch.empty_like(y) if keep is not None else None
     if y.numel() == 0:
         return y, saved
@@ -187,171 +176,3 @@ def conv2d(
         **config.launch(),
     )
     return y, saved
-
-
-def modulated_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    keep_gated: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor]:
-    """(y ``[k·B, O, H', W']``, saved) for x ``[k·B, I, H, W]``, weight ``[O, I / groups, kH, kW]``."""
-    memory_format = conv_memory_format(x, weight)
-    x = x.contiguous(memory_format=memory_format)
-    s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
-    keep = None if not keep_gated or memory is None else "ungated" if gate == "identity" else "gated"
-    size = conv_output_size(x.shape, weight.shape, stride, padding, dilation)
-    pixels = x.shape[0] * size[0] * size[1]
-    last = memory_format is torch.channels_last
-    path = _path(weight, stride, padding, groups, pixels, last, index.shape[0] == 1 and keep is None)
-    options = (stride, padding, dilation, groups)
-    if path == "fused":
-        gates = {"in_gates": s_in, "out_gates": s_out, "bias": bias, "gate_bias": gate_bias, "keep": keep}
-        if _pointwise(weight, stride, padding):
-            y = _channels_last(x, weight.shape[0], size)
-            saved = matmul(
-                _rows(x), weight.reshape(weight.shape[:2]), y, b_columns=True, tf32=torch.backends.cudnn.conv, **gates
-            )
-        else:
-            weight = weight.permute(0, 2, 3, 1).contiguous()
-            y, saved = conv2d(x, weight, size, stride=stride, padding=padding, dilation=dilation, **gates)
-    elif path == "fold":
-        w = folded(weight, s_in, s_out)
-        y = torch.conv2d(x, w, folded_bias(bias, s_out, gate_bias), *options).contiguous(memory_format=memory_format)
-        saved = None
-    else:
-        if s_in is not None:
-            x = modulate(x, s_in, 1)
-        z = torch.conv2d(x, weight, bias if gate_bias else None, *options).contiguous(memory_format=memory_format)
-        y, saved = finish(z, s_out, None if gate_bias else bias, keep, 1)
-    return y, y.new_empty(0) if saved is None else saved
-
-
-def modulated_conv2d_backward(
-    dy: Tensor,
-    x_shape: Sequence[int],
-    x: Tensor | None,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    saved: Tensor | None,
-    gate: str,
-    gate_bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `modulated_linear_backward`; dx is channels_last where dy or weight is, dweight where weight is."""
-    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
-    memory_format = conv_memory_format(dy, weight) if weight is not None else conv_memory_format(dy)
-    dy = dy.contiguous(memory_format=memory_format)
-    s_in = s_out = None
-    if need_dx or need_dinput or need_dweight or (need_dbias and gate_bias):
-        s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
-    dx = dz = dweight = dbias = dmemory = dinput = None
-    need_product = need_dx or need_dinput
-    late = need_dinput and gate == "identity"
-    path: Path = "unfused"
-    if need_product and not need_dweight:
-        last = memory_format is torch.channels_last
-        pixels = dy.shape[0] * dy.shape[2] * dy.shape[3]
-        path = _path(weight, stride, padding, groups, pixels, last, index.shape[0] == 1 and not need_dinput)
-        reach = [dilation[d] * (weight.shape[2 + d] - 1) - padding[d] for d in (0, 1)]
-        # The gradient of a convolution with stride 1 is a convolution too.
-        if path == "fused" and (max(stride) > 1 or min(reach) < 0):
-            path = "unfused"
-    options = (stride, padding, dilation, False, [0, 0], groups)
-    if path == "unfused" and (need_product or need_dweight):
-        if need_dmemory:
-            dz, dmemory = memory_gradient(dy, saved, memory, index, gate, 1, gates=s_out)
-        else:
-            dz = dy if s_out is None else modulate(dy, s_out, 1)
-        gated_x = x if s_in is None or not need_dweight else modulate(x, s_in, 1)
-        if gated_x is None:
-            # Only its shape and layout are read.
-            gated_x = torch.empty(x_shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
-        dx, dweight, _ = torch.ops.aten.convolution_backward(
-            dz, gated_x, weight, None, *options, [need_product, need_dweight, False]
-        )
-        if need_dweight:
-            dweight = dweight.contiguous(memory_format=conv_memory_format(weight))
-        if need_product:
-            dx = dx.contiguous(memory_format=memory_format)
-            if s_in is not None and not late:
-                dx = modulate(dx, s_in, 1, out=dx)
-    else:
-        if need_dmemory:
-            _, dmemory = memory_gradient(dy, saved, memory, index, gate, 1)
-        if path == "fold":
-            like = torch.empty(x_shape, dtype=dy.dtype, device=dy.device, memory_format=memory_format)
-            w = folded(weight, s_in, s_out)
-            dx = torch.ops.aten.convolution_backward(dy, like, w, None, *options, [True, False, False])[0]
-            dx = dx.contiguous(memory_format=memory_format)
-        elif need_product:
-            gates = {"in_gates": s_out, "out_gates": None if late else s_in}
-            if _pointwise(weight, stride, padding):
-                dx = _channels_last(dy, x_shape[1], x_shape[2:])
-                matmul(
-                    _rows(dy),
-                    weight.reshape(weight.shape[:2]),
-                    dx,
-                    b_columns=False,
-                    tf32=torch.backends.cudnn.conv,
-                    **gates,
-                )
-            else:
-                turned = weight.flip(2, 3).permute(1, 2, 3, 0).contiguous()
-                dx, _ = conv2d(dy, turned, x_shape[2:], stride=(1, 1), padding=reach, dilation=dilation, **gates)
-    if need_dinput:
-        gated, dinput = memory_gradient(dx, x, input_memory, index, gate, 1, gates=s_in if late and need_dx else None)
-        dx = dx if gated is None else gated
-    if need_dbias:
-        dbias = sums_along(dy, s_out if gate_bias else None, 1)
-    gradients = (dx if need_dx else None, dweight, dbias, dmemory, dinput)
-    return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
-
-
-def _path(
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    groups: int,
-    pixels: int,
-    channels_last: bool,
-    whole_batch: bool,
-) -> Path:
-    units, inputs, kernel_h, kernel_w = weight.shape
-    if groups == 1 and channels_last and _pointwise(weight, stride, padding):
-        path = linear_path(inputs, whole_batch)
-    else:
-        path = conv_path(inputs, kernel_h * kernel_w, units, pixels, whole_batch)
-    if path == "fused" and (groups > 1 or not channels_last):
-        return "unfused"
-    return path if path != "fold" or groups == 1 else "unfused"
-
-
-def _pointwise(weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
-    return weight.shape[2:] == (1, 1) and max(stride) == 1 and max(padding) == 0
-
-
-def _rows(x: Tensor) -> Tensor:
-    """A channels_last x ``[images, C, H, W]`` as its rows ``[images·H·W, C]``."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _channels_last(like: Tensor, width: int, size: Sequence[int]) -> Tensor:
-    """Uninitialised ``[images, width, *size]``."""
-    shape = (like.shape[0], width, *size)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

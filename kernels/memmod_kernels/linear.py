@@ -1,20 +1,15 @@
-"""memmod::modulated_linear: one product with the gates of the inputs in its prologue and those of the units in its
-epilogue; the gradient of x is the same product with the two exchanged."""
+"""A linear layer's product with the gates of the inputs in its prologue and those of the units in its epilogue; the
+gradient of x is the same product with the two exchanged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from memmod.kernels.configs import MatmulConfig, architecture, matmul_config, programs
-from memmod.kernels.gates import GateTable, gate_table, tile_gates, tile_rows
-from memmod.kernels.output import memory_gradient, modulate, sums_along
-from memmod.ops.backends.gpu_policy import linear_path
+from memmod.kernels.gates import GateTable, tile_gates, tile_rows
 
 
 @triton.jit
@@ -172,153 +167,3 @@ def table_height(gates: GateTable | None) -> int:
 def precision(dtype: torch.dtype, setting: object) -> str:
     """How an fp32 product runs on tensor cores: as the library would, in TF32 if the user allows it, else in three."""
     return "tf32" if dtype is not torch.float32 or setting.fp32_precision == "tf32" else "tf32x3"
-
-
-def modulated_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    keep_gated: bool,
-) -> tuple[Tensor, Tensor]:
-    """(y ``[k·B, …, O]``, saved) for x ``[k·B, …, I]``, weight ``[O, I]``; arXiv 2304.02049."""
-    units, inputs = weight.shape
-    rows, shape = x.flatten(0, -2), (*x.shape[:-1], units)
-    s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
-    keep = None if not keep_gated or memory is None else "ungated" if gate == "identity" else "gated"
-    path = linear_path(inputs, whole_batch=index.shape[0] == 1 and keep is None)
-    if path == "fused":
-        y = x.new_empty(shape)
-        saved = matmul(
-            rows.contiguous(),
-            weight.contiguous(),
-            y,
-            b_columns=True,
-            bias=bias,
-            in_gates=s_in,
-            out_gates=s_out,
-            gate_bias=gate_bias,
-            keep=keep,
-        )
-        return y, y.new_empty(0) if saved is None else saved
-    if path == "fold":
-        y, saved = F.linear(rows, folded(weight, s_in, s_out), folded_bias(bias, s_out, gate_bias)), None
-    else:
-        if s_in is not None:
-            rows = modulate(rows, s_in, -1)
-        z = F.linear(rows, weight, bias if gate_bias else None)
-        y, saved = finish(z, s_out, None if gate_bias else bias, keep, -1)
-    # No views: what an op returns may be changed in place.
-    y = torch.ops.aten._unsafe_view.default(y, shape)
-    return y, y.new_empty(0) if saved is None else torch.ops.aten._unsafe_view.default(saved, shape)
-
-
-def modulated_linear_backward(
-    dy: Tensor,
-    x_shape: Sequence[int],
-    x: Tensor | None,
-    weight: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    saved: Tensor | None,
-    gate: str,
-    gate_bias: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dweight, dbias, dmemory, dinput_memory); what `needs` does not ask for is an empty ``[0]`` tensor."""
-    need_dx, need_dweight, need_dbias, need_dmemory, need_dinput = needs
-    inputs = x_shape[-1]
-    rows = dy.flatten(0, -2).contiguous()
-    kept = None if saved is None else saved.flatten(0, -2).contiguous()
-    s_in = s_out = None
-    if need_dx or need_dinput or need_dweight or (need_dbias and gate_bias):
-        s_in, s_out = gate_table(input_memory, index, gate), gate_table(memory, index, gate)
-    dx = dweight = dbias = dmemory = dinput = None
-    need_product = need_dx or need_dinput
-    path = linear_path(inputs, whole_batch=index.shape[0] == 1 and not need_dinput)
-    dz = None
-    if need_dweight or (need_product and path == "unfused"):
-        if need_dmemory:
-            dz, dmemory = memory_gradient(rows, kept, memory, index, gate, -1, gates=s_out)
-        else:
-            dz = rows if s_out is None else modulate(rows, s_out, -1)
-    elif need_dmemory:
-        _, dmemory = memory_gradient(rows, kept, memory, index, gate, -1)
-    if need_product:
-        # The identity gate's memory needs the product before its own gate.
-        late = need_dinput and gate == "identity"
-        if path == "fused":
-            dx = rows.new_empty(rows.shape[0], inputs)
-            matmul(
-                rows if dz is None else dz,
-                weight.contiguous(),
-                dx,
-                b_columns=False,
-                in_gates=s_out if dz is None else None,
-                out_gates=None if late else s_in,
-            )
-        elif path == "fold":
-            dx = rows @ folded(weight, s_in, s_out)
-        else:
-            dx = dz @ weight
-            if s_in is not None and not late:
-                dx = modulate(dx, s_in, -1, out=dx)
-        if need_dinput:
-            flat = x.flatten(0, -2).contiguous()
-            gates = s_in if late and need_dx else None
-            gated, dinput = memory_gradient(dx, flat, input_memory, index, gate, -1, gates=gates)
-            dx = dx if gated is None else gated
-    if need_dweight:
-        flat = x.flatten(0, -2)
-        dweight = dz.T @ (flat if s_in is None else modulate(flat, s_in, -1))
-    if need_dbias:
-        dbias = sums_along(rows, s_out if gate_bias else None, -1)
-    if dx is not None:
-        dx = torch.ops.aten._unsafe_view.default(dx, list(x_shape))
-    gradients = (dx if need_dx else None, dweight, dbias, dmemory, dinput)
-    return tuple(dy.new_empty(0) if gradient is None else gradient for gradient in gradients)
-
-
-def folded(weight: Tensor, s_in: GateTable | None, s_out: GateTable | None) -> Tensor:
-    """weight ``[O, I, …]`` with the gates of a whole batch in it, in its own dtype."""
-    w = weight.float()
-    if s_out is not None:
-        w = w * whole_batch(s_out).view(-1, *[1] * (weight.dim() - 1))
-    if s_in is not None:
-        w = w * whole_batch(s_in).view(1, -1, *[1] * (weight.dim() - 2))
-    return w.to(weight.dtype)
-
-
-def folded_bias(bias: Tensor | None, s_out: GateTable | None, gate_bias: bool) -> Tensor | None:
-    if bias is None or s_out is None or not gate_bias:
-        return bias
-    return (bias.float() * whole_batch(s_out)).to(bias.dtype)
-
-
-def whole_batch(gates: GateTable) -> Tensor:
-    """The only sample's multipliers ``[K]``."""
-    return modulate(gates.table.new_ones(1, gates.table.shape[1]), gates, -1)[0]
-
-
-def finish(
-    z: Tensor, s_out: GateTable | None, bias: Tensor | None, keep: str | None, dim: int
-) -> tuple[Tensor, Tensor | None]:
-    """(y, saved) of a library product z that nothing else holds: its gates, a bias outside of them, what to keep."""
-    if keep == "ungated":
-        return modulate(z, s_out, dim, bias=bias), z
-    if keep == "gated" and bias is None:
-        y = modulate(z, s_out, dim, out=z) if s_out is not None else z
-        return y, y.clone()
-    if keep == "gated":
-        gated = modulate(z, s_out, dim, out=z)
-        shape = [1] * z.dim()
-        shape[dim] = -1
-        return gated + bias.view(shape), gated
-    if s_out is None and bias is None:
-        return z, None
-    return modulate(z, s_out, dim, bias=bias, out=z), None

@@ -1,9 +1,6 @@
-"""memmod::modulate_output, the tail behind any library op: one pass forward; backward one pass that reads dy and y
-once, writes dx and sums their products."""
+"""The tail behind any library op: one pass that gates, adds a bias, and sums products by sample."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 import triton
@@ -11,9 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from memmod.kernels.configs import architecture, line_config, row_config
-from memmod.kernels.gates import GateTable, gate_table, table_gates, table_row
-from memmod.kernels.sums import class_sums
-from memmod.ops.layout import Channels, channels, laid_out, like
+from memmod.kernels.gates import GateTable, table_gates, table_row
+from memmod.ops.layout import Channels
 
 
 @triton.jit
@@ -159,73 +155,3 @@ def launch(
         x, other, bias, out, sums, table, rows, lines, inner, height, samples, classes, width, chunks, **config.launch()
     )
     return sums
-
-
-def modulate(x: Tensor, gates: GateTable, dim: int, *, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """s ⊙ x (+ bias) along `dim`, in x's dtype and layout; `out` may be x itself."""
-    view = channels(x, dim)
-    x = laid_out(x, view)
-    out = torch.empty_like(x) if out is None else out
-    if x.numel():
-        launch(x, view, gates, samples=gates.samples, bias=bias, out=out)
-    return out
-
-
-def sums_along(x: Tensor, gates: GateTable | None, dim: int) -> Tensor:
-    """``[K]``: the sums of s ⊙ x over every dim but `dim`, in x's dtype, in an order that the shape fixes."""
-    view = channels(x, dim)
-    if x.numel() == 0:
-        return x.new_zeros(view.width)
-    samples = 1 if gates is None else gates.samples
-    sums = launch(laid_out(x, view), view, gates, samples=samples, with_sums=True)
-    return sums.sum((0, 1)).to(x.dtype)
-
-
-# From this many numbers of a sample and channel on, their sum is written and read again; fewer are read twice.
-SUMMED_FROM = 8
-
-
-def memory_gradient(
-    dy: Tensor,
-    y: Tensor,
-    memory: Tensor,
-    index: Tensor,
-    gate: str,
-    dim: int,
-    gates: GateTable | None = None,
-) -> tuple[Tensor | None, Tensor]:
-    """(s ⊙ dy with `gates`, else None; dα ``[C, K]``), reading dy and y once where a sample has many rows.
-
-    y is the gated product (before its gate for the identity gate); both ``[k·B, …]`` with K channels at `dim`.
-    """
-    view = channels(dy, dim)
-    dy, y = laid_out(dy, view), laid_out(y, view)
-    dz = None if gates is None else torch.empty_like(dy)
-    if dy.numel() == 0:
-        return dz, torch.zeros_like(memory, memory_format=torch.contiguous_format)
-    samples = index.shape[0]
-    if view.inner == 1 and view.rows // samples < SUMMED_FROM:
-        if dz is not None:
-            launch(dy, view, gates, samples=samples, out=dz)
-        return dz, class_sums(dy, y, memory, index, gate)
-    sums = launch(dy, view, gates, samples=samples, other=y, out=dz, with_sums=True)
-    return dz, class_sums(sums, None, memory, index, gate)
-
-
-def modulate_output(
-    x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str, keep_gated: bool
-) -> tuple[Tensor, Tensor]:
-    """(y, saved): y = s ⊙ x along `dim`, for x ``[k·B, …]`` whose `dim` has the memory's width."""
-    y = like(x, modulate(x, gate_table(memory, index, gate), dim))
-    return y, y.clone() if keep_gated else x.new_empty(0)
-
-
-def modulate_output_backward(
-    dy: Tensor, saved: Tensor | None, memory: Tensor, index: Tensor, dim: int, gate: str, needs: Sequence[bool]
-) -> tuple[Tensor, Tensor]:
-    """(dx, dmemory); `saved` is y, or x for the identity gate."""
-    s = gate_table(memory, index, gate) if needs[0] else None
-    if not needs[1]:
-        return like(dy, modulate(dy, s, dim)) if needs[0] else dy.new_empty(0), memory.new_empty(0)
-    dx, dmemory = memory_gradient(dy, saved, memory, index, gate, dim, gates=s)
-    return dy.new_empty(0) if dx is None else like(dy, dx), dmemory

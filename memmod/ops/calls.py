@@ -1,4 +1,5 @@
-"""The arguments of each op by name, in the order of its schema: what fakes, checks and policies of backends take."""
+"""The arguments of each op by name, in the order of its schema: what fakes take, and every backend's kernels, checks
+and policies."""
 
 from __future__ import annotations
 

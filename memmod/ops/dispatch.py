@@ -29,7 +29,7 @@ Supports = Callable[..., "str | None"]
 
 
 class Kernel(NamedTuple):
-    """A backend's callable for one op: called with the op's positional arguments; the others with the call object."""
+    """A backend's callables for one op, each of them called with a call of `memmod.ops.calls`."""
 
     run: Callable[..., Any]
     supports: Supports | None
@@ -68,9 +68,9 @@ def register(
     Args:
         op: the op's name without namespace, such as "modulate_output" or "modulate_output_backward".
         backend: one of `BACKENDS`.
-        run: takes the op's arguments in the order of its schema and returns what the schema returns.
-        supports: takes the call (`memmod.ops.calls`) and returns None, or the reason why this call cannot run here. It
-            may look at shapes, dtypes, layouts and options, never at the values of `index`.
+        run: takes the call (`memmod.ops.calls`) and returns what the op's schema returns.
+        supports: takes the call and returns None, or the reason why this call cannot run here. It may look at shapes,
+            dtypes, layouts and options, never at the values of `index`.
         passes_over: alike, why the automatic choice should leave this call to the next backend that supports it.
     """
     _check_name(backend)
@@ -149,8 +149,8 @@ def call(op: str, call: tuple) -> Any:
     # The op's inputs have their final dtypes: an enabled autocast region must not cast inside.
     if torch._C._is_any_autocast_enabled():
         with torch._C._DisableAutocast():
-            return run(*call)
-    return run(*call)
+            return run(call)
+    return run(call)
 
 
 def _automatic_run(op: str, call: tuple) -> Callable[..., Any]:

@@ -41,6 +41,12 @@ def _suggests_channels_last(t: Tensor) -> bool:
     return True
 
 
+def empty_channels_last(like: Tensor, width: int, size: Sequence[int]) -> Tensor:
+    """Uninitialised ``[images, width, *size]`` with the images, dtype and device of `like`."""
+    shape = (like.shape[0], width, *size)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
 class Channels(NamedTuple):
     """A tensor seen as ``[rows, K, inner]``, in the order of its storage."""
 

@@ -6,13 +6,14 @@ Every derivative, of any order and in either mode, and `vmap` follow from PyTorc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from memmod.ops.calls import ConvCall, LayerCall, LinearCall, OutputCall
 from memmod.ops.define import check_classes
 from memmod.ops.gating import distinct
 
@@ -24,70 +25,36 @@ def active() -> bool:
     return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
 
 
-def modulated_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-) -> Tensor:
+def modulated_linear(call: LinearCall) -> Tensor:
     """y ``[k·B, …, O]`` = s_out ⊙ ((s_in ⊙ x) Wᵀ + b), as `memmod.functional.modulated_linear`."""
-    return _layer(lambda x: F.linear(x, weight), x, bias, memory, input_memory, index, gate, gate_bias, -1)
+    return _layer(lambda x: F.linear(x, call.weight), call, -1)
 
 
-def modulated_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
+def modulated_conv2d(call: ConvCall) -> Tensor:
     """y ``[k·B, O, H', W']``, as `memmod.functional.modulated_conv2d`."""
-
-    def layer(x: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, stride, padding, dilation, groups)
-
-    return _layer(layer, x, bias, memory, input_memory, index, gate, gate_bias, 1)
+    options = (call.stride, call.padding, call.dilation, call.groups)
+    return _layer(lambda x: F.conv2d(x, call.weight, None, *options), call, 1)
 
 
-def modulate_output(x: Tensor, memory: Tensor, index: Tensor, dim: int, gate: str) -> Tensor:
+def modulate_output(call: OutputCall) -> Tensor:
     """y = s ⊙ x along `dim`, as `memmod.functional.modulate_output`."""
-    _check_classes(index, memory)
-    return _gated(x, _gates(memory, index, gate), dim)
+    _check_classes(call.index, call.memory)
+    return _gated(call.x, _gates(call.memory, call.index, call.gate), call.dim)
 
 
-def _layer(
-    layer: Callable[[Tensor], Tensor],
-    x: Tensor,
-    bias: Tensor | None,
-    memory: Tensor | None,
-    input_memory: Tensor | None,
-    index: Tensor,
-    gate: str,
-    gate_bias: bool,
-    dim: int,
-) -> Tensor:
+def _layer(layer: Callable[[Tensor], Tensor], call: LayerCall, dim: int) -> Tensor:
+    x, bias, memory, input_memory, index = call.x, call.bias, call.memory, call.input_memory, call.index
     _check_classes(index, memory, input_memory)
     if input_memory is not None:
-        x = _gated(x, _gates(input_memory, index, gate), dim)
+        x = _gated(x, _gates(input_memory, index, call.gate), dim)
     y = layer(x)
     shape = [1] * y.dim()
     shape[dim] = -1
-    if bias is not None and gate_bias:
+    if bias is not None and call.gate_bias:
         y = y + bias.view(shape)
     if memory is not None:
-        y = _gated(y, _gates(memory, index, gate), dim)
-    return y + bias.view(shape) if bias is not None and not gate_bias else y
+        y = _gated(y, _gates(memory, index, call.gate), dim)
+    return y + bias.view(shape) if bias is not None and not call.gate_bias else y
 
 
 def _gates(memory: Tensor, index: Tensor, gate: str) -> Tensor:

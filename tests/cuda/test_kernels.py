@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memmod.ops import modulate_output, modulated_conv2d, modulated_linear
-from memmod.ops.backends.cuda import layers as cuda_layers
+from memmod.ops.backends.cuda.primitives import CUDA, convolve
 from tests.cuda import plugin
 from tests.cuda.cases import CASES, CONV, CONV_BF16, LINES, ODD_ROWS, ROWS, SMALL, frozen
 from tests.ops.bounds import assert_within_bound, run_op, run_oracle
@@ -54,11 +54,11 @@ def test_a_class_out_of_range_gives_nan_in_its_rows_only(case, monkeypatch):
 @pytest.mark.parametrize("case", [CONV, CONV_BF16], ids=str)
 def test_relu_behind_a_convolution(case, relu):
     problem = case.draw().replace(input_memory=None)
-    gates = cuda_layers.selected(problem.memory, problem.index, problem.gate)
+    gates = CUDA.gates(problem.memory, problem.index, problem.gate)
     y = torch.empty_like(problem.dy)
     geometry = (*problem.stride, *problem.padding, *problem.dilation)
     weight = problem.weight.permute(0, 2, 3, 1)
-    cuda_layers._conv2d(problem.x, weight, y, gates, problem.index, geometry, bias=problem.bias, relu=relu)
+    convolve(problem.x, weight, y, gates, problem.index, geometry, bias=problem.bias, relu=relu)
     expected = run_op(problem, ())["y"]
     assert (expected < 0).any() and (expected > 0).any()
     assert torch.equal(y, expected.relu() if relu else expected)

@@ -28,7 +28,7 @@ def run_op(problem: Problem, needs: Sequence[str] | None = None) -> Results:
 def run_oracle(problem: Problem, needs: Sequence[str] | None = None) -> Results:
     """The same in fp64, from the reference's forward and plain autograd."""
     forward, exact = getattr(reference, problem.op), problem.map(lambda t: t.double())
-    return _differentiate(lambda p: forward(*p.args)[0], exact, needs, materialize_grads=True)
+    return _differentiate(lambda p: forward(p.call)[0], exact, needs, materialize_grads=True)
 
 
 def run_plain(problem: Problem, needs: Sequence[str] | None = None) -> Results:

@@ -13,6 +13,7 @@ from torch import Tensor
 from memmod.ops import dispatch
 from memmod.ops.backends.cuda import register as cuda_kernels
 from memmod.ops.backends.triton import register as triton_kernels
+from memmod.ops.calls import CALLS
 
 FLOATS = ("x", "weight", "bias", "memory", "input_memory", "dy")
 
@@ -66,6 +67,11 @@ class Problem:
         if self.op == "modulated_conv2d":
             args += (list(self.stride), list(self.padding), list(self.dilation), self.groups)
         return args
+
+    @property
+    def call(self) -> tuple:
+        """The same as the call that backends take."""
+        return CALLS[self.op](*self.args)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from memmod.errors import BackendError
 from memmod.ops import dispatch
 from memmod.ops.backends.cpu import extension, register
 from memmod.ops.backends.cuda import register as cuda_kernels
-from memmod.ops.calls import OutputCall, OutputGradCall
+from memmod.ops.calls import OutputGradCall
 from tests.ops.bounds import assert_within_bound
 from tests.ops.problems import Case, Problem, lay_out
 
@@ -28,9 +28,10 @@ def _results(problem: Problem) -> tuple[torch.Tensor, ...]:
     """(y, saved, dx, dmemory) straight from the kernels."""
     p = problem
     forward, backward = (dispatch.kernel(name, "cpu").run for name in KERNELS)
-    y, saved = forward(p.x, p.memory, p.index, p.dim, "sigmoid", p.keep_gated)
+    y, saved = forward(p.call)
     kept = saved if p.keep_gated else y
-    return y, saved, *backward(p.dy, kept, p.memory, p.index, p.dim, "sigmoid", [True, True])
+    call = OutputGradCall(p.dy, kept, p.memory, p.index, p.dim, p.gate, [True, True])
+    return y, saved, *backward(call)
 
 
 def _equal(a: tuple[torch.Tensor, ...], b: tuple[torch.Tensor, ...]) -> bool:
@@ -132,7 +133,8 @@ def test_backward_computes_what_is_asked_for(needs):
     _, _, dx, dmemory = _results(p)
     y = _results(p)[0]
     backward = dispatch.kernel("modulate_output_backward", "cpu").run
-    got = backward(p.dy, y if needs[1] else None, p.memory, p.index, p.dim, "sigmoid", list(needs))
+    saved = y if needs[1] else None
+    got = backward(OutputGradCall(p.dy, saved, p.memory, p.index, p.dim, p.gate, list(needs)))
     for asked, full, part in zip(needs, (dx, dmemory), got, strict=True):
         assert torch.equal(part, full) if asked else part.shape == (0,)
 
@@ -153,7 +155,7 @@ def test_backward_computes_what_is_asked_for(needs):
 def test_declines_with_a_reason(change, reason):
     problem = output((6, 31, 4)).draw().replace(**change)
     supports = dispatch.kernel("modulate_output", "cpu").supports
-    assert reason in supports(OutputCall(*problem.args))
+    assert reason in supports(problem.call)
 
 
 @built

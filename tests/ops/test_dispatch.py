@@ -16,7 +16,7 @@ def table(monkeypatch):
     dispatch.availability()
     monkeypatch.setattr(dispatch, "_kernels", {"double": {}})
     monkeypatch.setattr(dispatch, "_unavailable", dict(dispatch._unavailable))
-    dispatch.register("double", "reference", lambda x: 2 * x)
+    dispatch.register("double", "reference", lambda call: 2 * call[0])
     monkeypatch.setattr(dispatch, "_forced", None)
 
 
@@ -34,7 +34,7 @@ def test_reference_is_always_there():
 
 def test_automatic_takes_the_first_that_supports_the_call(table):
     dispatch.register(
-        "double", "cpu", lambda x: 20 * x, lambda call: "no fp64" if call[0].dtype is torch.float64 else None
+        "double", "cpu", lambda call: 20 * call[0], lambda call: "no fp64" if call[0].dtype is torch.float64 else None
     )
     assert dispatch.call("double", (torch.tensor(1.0),)).item() == 20
     assert dispatch.call("double", (torch.tensor(1.0, dtype=torch.float64),)).item() == 2
@@ -43,18 +43,18 @@ def test_automatic_takes_the_first_that_supports_the_call(table):
 
 def test_automatic_leaves_a_call_to_the_next_backend_that_supports_it(table, monkeypatch):
     monkeypatch.setattr(dispatch, "_AUTOMATIC", {"cpu": ("cuda", "triton")})
-    dispatch.register("double", "cuda", lambda x: 20 * x, None, lambda call: "small" if call[0] < 1 else None)
+    dispatch.register("double", "cuda", lambda call: 20 * call[0], None, lambda call: "small" if call[0] < 1 else None)
     assert dispatch.call("double", (torch.tensor(2.0),)).item() == 40
     # No other backend is there: better than the reference.
     assert dispatch.call("double", (torch.tensor(0.5),)).item() == 10
-    dispatch.register("double", "triton", lambda x: 200 * x)
+    dispatch.register("double", "triton", lambda call: 200 * call[0])
     assert dispatch.call("double", (torch.tensor(0.5),)).item() == 100
     assert dispatch.call("double", (torch.tensor(2.0),)).item() == 40
 
 
 def test_forced_backend_runs_or_says_why_not(table):
     dispatch.register(
-        "double", "cpu", lambda x: 20 * x, lambda call: "no fp64" if call[0].dtype is torch.float64 else None
+        "double", "cpu", lambda call: 20 * call[0], lambda call: "no fp64" if call[0].dtype is torch.float64 else None
     )
     memmod.set_backend("reference")
     assert memmod.get_backend() == "reference"
@@ -63,7 +63,7 @@ def test_forced_backend_runs_or_says_why_not(table):
     assert dispatch.call("double", (torch.tensor(1.0),)).item() == 20
     with pytest.raises(BackendError, match="'cpu' was forced but cannot run this call of double: no fp64"):
         dispatch.call("double", (torch.tensor(1.0, dtype=torch.float64),))
-    dispatch.register("triple", "reference", lambda x: 3 * x)
+    dispatch.register("triple", "reference", lambda call: 3 * call[0])
     with pytest.raises(BackendError, match="'cpu' was forced but cannot run triple: it has no kernel for triple"):
         dispatch.call("triple", (torch.tensor(1.0),))
 

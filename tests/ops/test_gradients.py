@@ -74,12 +74,12 @@ def test_gradcheck_of_reference_and_op(case, pattern, gate_bias, gate):
 
     def through(fn):
         def call(*values):
-            return fn(*problem.replace(**dict(zip(problem.learnable, values, strict=True))).args)[0]
+            return fn(problem.replace(**dict(zip(problem.learnable, values, strict=True))))[0]
 
         return call
 
-    assert torch.autograd.gradcheck(through(getattr(reference, case.op)), inputs)
-    assert torch.autograd.gradcheck(through(getattr(torch.ops.memmod, case.op).default), inputs)
+    assert torch.autograd.gradcheck(through(lambda p: getattr(reference, case.op)(p.call)), inputs)
+    assert torch.autograd.gradcheck(through(lambda p: getattr(torch.ops.memmod, case.op).default(*p.args)), inputs)
 
 
 @each_case(CASES)
@@ -112,6 +112,15 @@ def test_memories_may_be_slices(backend, case):
     for changed in (slices, transposed):
         for name, value in run_op(problem.replace(**changed)).items():
             torch.testing.assert_close(value, expected[name])
+
+
+@each_case([LINEAR, change(CONV, gate_bias=False)])
+def test_a_bias_may_be_a_slice(backend, case):
+    problem = case.draw()
+    expected = run_op(problem)
+    wide = torch.stack((problem.bias, -problem.bias), 1)
+    for name, value in run_op(problem.replace(bias=wide[:, 0])).items():
+        assert torch.equal(value, expected[name])
 
 
 @each_case(CASES)

@@ -28,6 +28,7 @@ CASES = [
     *(conv(SMALL, pattern, gate="identity", granularity="unit+input") for pattern in ("mixed", "sets", "repeated")),
     conv(SMALL, "sets", gate="identity", gate_bias=False),
     conv(SMALL, granularity="input"),
+    conv(SMALL, granularity="input", gate_bias=False),
     conv(SMALL, bias=False, gate_bias=False),
     conv(SMALL, keep_gated=True),
     conv(SMALL, keep_gated=True, gate_bias=False),

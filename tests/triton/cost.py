@@ -16,6 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from memmod.ops import dispatch
+from memmod.ops.calls import OutputCall, OutputGradCall
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 needs_interpreter = [
     pytest.mark.interpreter,
@@ -224,22 +227,20 @@ def _blocks_of_h100() -> Iterator[None]:
 
 def tail_forward(shape: Sequence[int] = (SAMPLES, HEIGHT, WIDTH), dim: int = -1) -> Count:
     """modulate_output: x read once, y written once."""
-    from memmod.kernels import output
-
+    forward = dispatch.kernel("modulate_output", "triton").run
     x, memory = randn(*shape), randn(CLASSES, shape[dim], dtype=torch.float32, seed=1)
     with _blocks_of_h100(), record() as launches:
-        output.modulate_output(x, memory, _index(shape[0]), dim, "sigmoid", False)
+        forward(OutputCall(x, memory, _index(shape[0]), dim, "sigmoid", False))
     return _tail("modulate_output", shape, launches, ("x", "y"))
 
 
 def tail_backward(shape: Sequence[int] = (SAMPLES, HEIGHT, WIDTH), dim: int = -1) -> Count:
     """modulate_output's backward with the memory's gradient: dy and y read once, dx written once."""
-    from memmod.kernels import output
-
+    backward = dispatch.kernel("modulate_output_backward", "triton").run
     dy, saved = randn(*shape), randn(*shape, seed=2)
     memory = randn(CLASSES, shape[dim], dtype=torch.float32, seed=1)
     with _blocks_of_h100(), record() as launches:
-        output.modulate_output_backward(dy, saved, memory, _index(shape[0]), dim, "sigmoid", (True, True))
+        backward(OutputGradCall(dy, saved, memory, _index(shape[0]), dim, "sigmoid", (True, True)))
     return _tail("modulate_output backward", shape, launches, ("x", "other", "y"))
 
 

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from memmod.ops import dispatch
 from memmod.ops.backends import gpu_policy
+from memmod.ops.backends.triton.register import PRIMITIVES
+from memmod.ops.calls import CALLS
 from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case, Problem
 from tests.triton.cost import record
@@ -56,8 +58,12 @@ def kernels_from(files: dict[str, str]) -> Iterator[None]:
     package = importlib.import_module(PACKAGE)
 
     def forget() -> dict[str, Any]:
-        names = [name for name in sys.modules if name.startswith(f"{PACKAGE}.")]
+        # With them the module that the ops call them through.
+        names = [name for name in sys.modules if name.startswith(f"{PACKAGE}.") or name == PRIMITIVES]
         return {name: sys.modules.pop(name) for name in names}
+
+    def parent(name: str) -> Any:
+        return sys.modules[name.rpartition(".")[0]]
 
     before, path = forget(), package.__path__
     with tempfile.TemporaryDirectory() as folder:
@@ -73,23 +79,26 @@ def kernels_from(files: dict[str, str]) -> Iterator[None]:
             gpu_policy.force(None)
             package.__path__ = path
             for name in forget():
-                delattr(package, name.rpartition(".")[2])
+                delattr(parent(name), name.rpartition(".")[2])
             sys.modules.update(before)
             for name, module in before.items():
-                setattr(package, name.rpartition(".")[2], module)
+                setattr(parent(name), name.rpartition(".")[2], module)
 
 
 def run_directly(problem: Problem) -> tuple[Tensor, ...]:
     """The results of a call and of its backward by the host functions, without the dispatcher in between."""
     kernel, backward = (dispatch.kernel(f"{problem.op}{suffix}", "triton").run for suffix in ("", "_backward"))
-    y, saved = kernel(*problem.args)
+    y, saved = kernel(problem.call)
     saved = saved if saved.numel() else y
+    grad_call = CALLS[f"{problem.op}_backward"]
     if problem.op == "modulate_output":
-        return y, *backward(problem.dy, saved, problem.memory, problem.index, problem.dim, problem.gate, (True, True))
+        args = (problem.dy, saved, problem.memory, problem.index, problem.dim, problem.gate, (True, True))
+        return y, *backward(grad_call(*args))
     tensors = (problem.x, problem.weight, problem.memory, problem.input_memory, problem.index, saved)
     needs = (True, False, problem.bias is not None, problem.memory is not None, problem.input_memory is not None)
     geometry = problem.args[9:]
-    return y, *backward(problem.dy, problem.x.shape, *tensors, problem.gate, problem.gate_bias, *geometry, needs)
+    args = (problem.dy, problem.x.shape, *tensors, problem.gate, problem.gate_bias, *geometry, needs)
+    return y, *backward(grad_call(*args))
 
 
 class Guarded(TorchDispatchMode):

@@ -34,12 +34,14 @@ def test_a_tail_touches_each_element_once(call, shape, dim):
 
 def test_a_tail_that_reads_twice_is_seen():
     """The sums alone and then the product alone: what the one pass saves."""
-    from memmod.kernels import output
+    from memmod.ops.backends.gpu.output import memory_gradient, modulate
+    from memmod.ops.backends.triton.primitives import TRITON
 
     x, memory, index = cost.randn(4, 50, 16), cost.randn(3, 16, dtype=torch.float32), torch.tensor([0, -1, 2, 1])
+    gates = TRITON.gates(memory, index, "sigmoid")
     with cost.record() as launches:
-        output.memory_gradient(x, x.clone(), memory, index, "sigmoid", -1)
-        output.modulate(x, output.gate_table(memory, index, "sigmoid"), -1)
+        memory_gradient(TRITON, x, x.clone(), gates, -1, with_dz=False)
+        modulate(TRITON, x, gates, -1)
     passes = [launch for launch in launches if launch.kernel == "modulate_rows_kernel"]
     assert sum(launch.times("x", store=False) for launch in passes).tolist() == [2] * x.numel()
 

@@ -28,6 +28,7 @@ CASES = [
     Case("modulated_linear", (6, 5, 33, 31), "sets", **BOTH),
     Case("modulated_linear", (6, 5, 33, 31), "sets", gate="identity", **BOTH),
     Case("modulated_linear", (3, 67, 129, 63), "mixed", gate_bias=False),
+    Case("modulated_linear", (6, 5, 33, 31), "mixed", granularity="input", gate_bias=False),
     Case("modulated_linear", (3, 67, 129, 63), "whole batch", dtype=torch.float16),
     conv((6, 8, 7, 5, 12, 3), padding=(1, 1), **BOTH),
     conv((6, 8, 7, 5, 12, 3), padding=(2, 2), dilation=(2, 1), gate="identity", **BOTH),

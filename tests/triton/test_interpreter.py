@@ -14,13 +14,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from benchmarks import retune
 from benchmarks.tuning import PathPoint, TilePoint
 from memmod.kernels.configs import INTERPRETED, MatmulConfig, class_sums_config, line_config, programs, row_config
-from memmod.kernels.conv2d import modulated_conv2d
 from memmod.kernels.gates import gate_table
-from memmod.kernels.linear import matmul, modulated_linear
-from memmod.kernels.output import memory_gradient, modulate_output, modulate_output_backward
+from memmod.kernels.linear import matmul
 from memmod.kernels.sums import class_sums
 from memmod.ops import dispatch
 from memmod.ops.backends import gpu_policy, reference
+from memmod.ops.backends.gpu.output import memory_gradient
+from memmod.ops.backends.triton.primitives import TRITON
+from memmod.ops.calls import ConvCall, LinearCall, OutputCall, OutputGradCall
 from tests.ops.bounds import naive_gates
 
 pytestmark = pytest.mark.interpreter
@@ -50,16 +51,18 @@ def assert_sums(got: Tensor, plain: Tensor, exact: Tensor, magnitude: Tensor) ->
 
 def gated_call(op: str, index: Tensor, classes: int, inputs: bool) -> Tensor:
     """y of one op with four samples; a layer has gates on its inputs alone if `inputs`, else on its units alone."""
+    run = dispatch.kernel(op, "triton").run
     if op == "modulate_output":
-        return modulate_output(randn(4, 6, 5), randn(classes, 6, seed=1), index, 1, "sigmoid", False)[0]
+        return run(OutputCall(randn(4, 6, 5), randn(classes, 6, seed=1), index, 1, "sigmoid", False))[0]
     memories = (None, randn(classes, 5, seed=1)) if inputs else (randn(classes, 6, seed=1), None)
     options = ("sigmoid", True, False)
     if op == "modulated_linear":
-        return modulated_linear(randn(4, 7, 5), randn(6, 5, seed=2), randn(6, seed=3), *memories, index, *options)[0]
+        tensors = (randn(4, 7, 5), randn(6, 5, seed=2), randn(6, seed=3), *memories, index)
+        return run(LinearCall(*tensors, *options))[0]
     x = randn(4, 5, 6, 6).contiguous(memory_format=torch.channels_last)
     weight = randn(6, 5, 3, 3, seed=2)
     geometry = ((1, 1), (1, 1), (1, 1), 1)
-    return modulated_conv2d(x, weight, randn(6, seed=3), *memories, index, *options, *geometry)[0]
+    return run(ConvCall(x, weight, randn(6, seed=3), *memories, index, *options, *geometry))[0]
 
 
 @pytest.mark.parametrize("wrong", [-2, 40, 2**40])
@@ -98,8 +101,8 @@ def test_memory_gradient_of_samples_split_in_chunks(shape, gate):
     assert length > 2 * config.chunk  # three chunks, the last one not full
     dy, y, memory = randn(*shape), randn(*shape, seed=1), randn(5, 20, seed=2)
     index = torch.tensor([3, 0, -1, 3][:samples])
-    gates = gate_table(memory, index, gate)
-    dz, dmemory = memory_gradient(dy, y, memory, index, gate, dim, gates=gates)
+    gates = TRITON.gates(memory, index, gate)
+    dz, dmemory = memory_gradient(TRITON, dy, y, gates, dim, with_dz=True)
 
     def gradient(dtype: torch.dtype, sign: bool = True) -> Tensor:
         terms = dy.to(dtype) * y.to(dtype)
@@ -110,8 +113,9 @@ def test_memory_gradient_of_samples_split_in_chunks(shape, gate):
     assert_sums(dmemory, gradient(torch.float32), gradient(torch.float64), gradient(torch.float64, sign=False))
     assert torch.equal(dmemory[[1, 2, 4]], torch.zeros(3, 20))
     # More classes than samples: row b of the table is sample b's.
-    assert gates.rows is None
-    assert torch.equal(dz, dy * gates.table.unsqueeze(3 - dim))
+    table = gates.gate_table
+    assert table.rows is None
+    assert torch.equal(dz, dy * table.table.unsqueeze(3 - dim))
 
 
 def test_memory_gradient_is_the_same_without_the_gated_gradient():
@@ -121,8 +125,8 @@ def test_memory_gradient_is_the_same_without_the_gated_gradient():
         randn(5, 20, seed=2),
         torch.tensor([3, 0, -1, 3]),
     )
-    gated = memory_gradient(dy, y, memory, index, "sigmoid", 2, gates=gate_table(memory, index, "sigmoid"))
-    alone = memory_gradient(dy, y, memory, index, "sigmoid", 2)
+    gates = TRITON.gates(memory, index, "sigmoid")
+    gated, alone = (memory_gradient(TRITON, dy, y, gates, 2, with_dz=with_dz) for with_dz in (True, False))
     assert alone[0] is None
     assert torch.equal(gated[1], alone[1])
 
@@ -152,11 +156,12 @@ def test_identity_gate_on_sets_of_several_splits():
     assert any(len(set(row)) < 3 for row in index.tolist())  # a class twice in a set
     x, dy, memory = randn(samples, width), randn(samples, width, seed=1), randn(classes, width, seed=2)
     memory[2] = 0.0  # a closed gate: nothing may be divided by it
-    got = modulate_output_backward(dy, x, memory, index, 1, "identity", [True, True])
+    backward = dispatch.kernel("modulate_output_backward", "triton").run
+    got = backward(OutputGradCall(dy, x, memory, index, 1, "identity", [True, True]))
 
     def gradients(dtype: torch.dtype, sign: bool = True) -> tuple[Tensor, ...]:
         leaves = [(t if sign else t.abs()).to(dtype).requires_grad_() for t in (x, memory)]
-        y = reference.modulate_output(*leaves, index, 1, "identity", False)[0]
+        y = reference.modulate_output(OutputCall(*leaves, index, 1, "identity", False))[0]
         return torch.autograd.grad(y, leaves, (dy if sign else dy.abs()).to(dtype))
 
     plain, exact, magnitude = gradients(torch.float32), gradients(torch.float64), gradients(torch.float64, sign=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +24,15 @@ def register() -> None:
         dispatch.set_unavailable("cpu", reason)
         return
     for op, supports in _SUPPORTS.items():
-        dispatch.register(op, "cpu", getattr(torch.ops.memmod_cpu, op).default, supports)
+        dispatch.register(op, "cpu", _unpacked(getattr(torch.ops.memmod_cpu, op).default), supports)
     module = extension.module()
     dispatch.register_eager("modulated_linear", "cpu", module.linear)
     dispatch.register_eager("modulated_conv2d", "cpu", module.conv2d)
     dispatch.register_eager("modulate_output", "cpu", module.output)
+
+
+def _unpacked(op: Callable[..., Any]) -> Callable[[tuple], Any]:
+    return lambda call: op(*call)
 
 
 def _supports_layer(call: LayerCall) -> str | None:

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from memmod.ops import dispatch
 from memmod.ops.backends.build_info import PACKAGE, REBUILD, build_info
-from memmod.ops.backends.cuda import layers as cuda_layers
-from memmod.ops.backends.cuda import output as cuda_output
 from memmod.ops.backends.cuda import policy as cuda_paths
+from memmod.ops.backends.cuda.primitives import CUDA, LINE_CHUNK
+from memmod.ops.backends.gpu.ops import OPS
 from memmod.ops.backends.limits import gpu_supports, unserved
 
 _KERNEL = "the CUDA kernel"
 # What the tail's second dim of blocks, 65,535 at most, reaches: 32 channels each, or a chunk of a line.
 BLOCKS = 2**16 - 1
-CHANNELS, LINE = 32 * BLOCKS, cuda_output.LINE_CHUNK * BLOCKS
+CHANNELS, LINE = 32 * BLOCKS, LINE_CHUNK * BLOCKS
 # The type of the device whose tensors the loaded kernels take.
 _device = "cuda"
 
@@ -83,7 +83,7 @@ def load(library: Path, device: str) -> str | None:
         return f"{library} cannot be loaded: {error}; {REBUILD}"
     _device = device
     for op, supports in gpu_supports(_KERNEL, _unserved).items():
-        dispatch.register(op, "cuda", _RUN[op], supports, cuda_paths.passes_over(op))
+        dispatch.register(op, "cuda", functools.partial(OPS[op], CUDA), supports, cuda_paths.passes_over(op))
     return None
 
 
@@ -105,13 +105,3 @@ def _too_long(x: Tensor, *memories: Tensor | None) -> str | None:
         return f"{_KERNEL} gates up to {CHANNELS} channels, not {widest}"
     line = x[:1, :1].numel() if x.dim() > 2 else 0
     return None if line <= LINE else f"{_KERNEL} takes up to {LINE} numbers behind the first two dims, not {line}"
-
-
-_RUN = {
-    "modulated_linear": cuda_layers.modulated_linear,
-    "modulated_linear_backward": cuda_layers.modulated_linear_backward,
-    "modulated_conv2d": cuda_layers.modulated_conv2d,
-    "modulated_conv2d_backward": cuda_layers.modulated_conv2d_backward,
-    "modulate_output": cuda_output.modulate_output,
-    "modulate_output_backward": cuda_output.modulate_output_backward,
-}

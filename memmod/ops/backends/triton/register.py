@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
+from memmod.ops.backends.gpu.ops import OPS
 from memmod.ops.backends.limits import gpu_supports, unserved
 
 _KERNEL = "the Triton kernel"
+PRIMITIVES = "memmod.ops.backends.triton.primitives"
 
 
 def unusable() -> str | None:
@@ -44,15 +46,15 @@ def register() -> None:
         dispatch.set_unavailable("triton", reason)
         return
     for op, supports in gpu_supports(_KERNEL, _unserved).items():
-        module = op.removesuffix("_backward").removeprefix("modulated_").removeprefix("modulate_")
-        dispatch.register(op, "triton", _lazily(f"memmod.kernels.{module}", op), supports)
+        dispatch.register(op, "triton", _lazily(OPS[op]), supports)
 
 
-def _lazily(module: str, op: str) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
+def _lazily(op: Callable[..., Any]) -> Callable[[tuple], Any]:
+    def run(call: tuple) -> Any:
+        kernels = importlib.import_module(PRIMITIVES).TRITON
         # Kernels run on the current device.
-        with torch.cuda.device(args[0].device if args[0].is_cuda else -1):
-            return getattr(importlib.import_module(module), op)(*args)
+        with torch.cuda.device(call[0].device if call[0].is_cuda else -1):
+            return op(kernels, call)
 
     return run
 

@@ -1,0 +1,153 @@
+"""The CUDA C++ kernels (csrc/cuda) as primitives of the GPU's ops: a product for few rows, an implicit one for
+convolutions in channels_last, and the passes around the library's products."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memmod.ops.backends.cuda.policy import SMALL_ROWS
+from memmod.ops.backends.gpu.output import modulate
+from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives, contiguous
+from memmod.ops.backends.gpu_policy import Path
+from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall
+from memmod.ops.layout import Channels, empty_channels_last
+
+GATES = {"sigmoid": 0, "identity": 1, "hard": 2}
+# Rows, or numbers of a line, that one partial sum takes, counted from a sample's first: 4 bytes for 256 and more.
+ROW_CHUNK, LINE_CHUNK = 64, 4096
+# Numbers from which there are blocks enough if each takes ROW_CHUNK rows.
+LARGE = 1 << 22
+
+
+class CudaPrimitives(Primitives):
+    def one_pass(
+        self,
+        x: Tensor,
+        view: Channels,
+        gates: Gates | None,
+        *,
+        samples: int,
+        other: Tensor | None = None,
+        bias: Tensor | None = None,
+        out: Tensor | None = None,
+        with_sums: bool = False,
+    ) -> Tensor | None:
+        rows = view.rows // samples
+        if view.inner > 1:
+            chunk, parts = LINE_CHUNK, rows * -(-view.inner // LINE_CHUNK)
+        else:
+            chunk = ROW_CHUNK if with_sums or x.numel() >= LARGE else 8
+            parts = -(-rows // chunk)
+        sums = x.new_empty(samples, parts, view.width, dtype=torch.float32) if with_sums else None
+        memory, index, gate = (None, None, 0) if gates is None else (gates.memory, gates.index, GATES[gates.gate])
+        sizes = [samples, rows, view.width, view.inner, chunk]
+        torch.ops.memmod_cuda.modulate.default(x, other, contiguous(bias), out, sums, memory, index, gate, sizes)
+        return sums
+
+    def class_sums(self, a: Tensor, b: Tensor | None, gates: Gates) -> Tensor:
+        memory = gates.memory
+        dmemory = torch.empty_like(memory)
+        parts = a.numel() // (gates.samples * memory.shape[1])
+        torch.ops.memmod_cuda.class_sums.default(a, b, dmemory, memory, gates.index, GATES[gates.gate], parts)
+        return dmemory
+
+    def linear_path(self, call: LinearCall, whole_batch: bool) -> Path:
+        rows, units = math.prod(call.x.shape[:-1]), call.weight.shape[0]
+        return "fused" if 0 < rows <= SMALL_ROWS and units > 0 else "unfused"
+
+    def linear(
+        self, call: LinearCall, s_in: Gates | None, s_out: Gates | None, keep: Keep | None
+    ) -> tuple[Tensor, Tensor | None]:
+        y = call.x.new_empty(*call.x.shape[:-1], call.weight.shape[0])
+        saved = None if keep is None else torch.empty_like(y)
+        torch.ops.memmod_cuda.linear_small.default(
+            call.x.contiguous(),
+            call.weight.contiguous(),
+            contiguous(call.bias),
+            y,
+            saved,
+            None if s_out is None else s_out.memory,
+            None if s_in is None else s_in.memory,
+            call.index.contiguous(),
+            GATES[call.gate],
+            call.gate_bias,
+            keep == "ungated",
+        )
+        return y, saved
+
+    def conv2d_path(self, call: ConvCall, size: Sequence[int], channels_last: bool, whole_batch: bool) -> Path:
+        numbers = math.prod(size) * call.x.shape[0] * call.weight.numel()
+        return "fused" if call.groups == 1 and channels_last and numbers > 0 else "unfused"
+
+    def conv2d(
+        self, call: ConvCall, size: Sequence[int], s_in: Gates | None, s_out: Gates | None, keep: Keep | None
+    ) -> tuple[Tensor, Tensor | None]:
+        x = call.x if s_in is None else modulate(self, call.x, s_in, 1)
+        y = empty_channels_last(x, call.weight.shape[0], size)
+        saved = None if keep is None else torch.empty_like(y)
+        convolve(
+            x,
+            call.weight.permute(0, 2, 3, 1),
+            y,
+            s_out,
+            call.index,
+            (*call.stride, *call.padding, *call.dilation),
+            bias=call.bias,
+            gate_bias=call.gate_bias,
+            saved=saved,
+            save_ungated=keep == "ungated",
+        )
+        return y, saved
+
+    def conv2d_dx_path(self, call: ConvGradCall, channels_last: bool, whole_batch: bool) -> GradientPath:
+        numbers = call.dy.numel() * math.prod(call.x_shape)
+        return "product" if call.groups == 1 and channels_last and numbers > 0 else "unfused"
+
+    def conv2d_dx(self, dz: Tensor, call: ConvGradCall, in_gates: Gates | None, out_gates: Gates | None) -> Tensor:
+        dx = empty_channels_last(dz, call.x_shape[1], call.x_shape[2:])
+        geometry = (*call.stride, *call.padding, *call.dilation)
+        convolve(dz, call.weight.permute(1, 2, 3, 0), dx, None, call.index, geometry, transposed=True)
+        return dx
+
+
+CUDA = CudaPrimitives()
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    y: Tensor,
+    gates: Gates | None,
+    index: Tensor,
+    geometry: Sequence[int],
+    *,
+    bias: Tensor | None = None,
+    gate_bias: bool = True,
+    saved: Tensor | None = None,
+    save_ungated: bool = False,
+    relu: bool = False,
+    transposed: bool = False,
+) -> None:
+    """The kernel: x, y and saved ``[images, channels, H, W]`` in channels_last, weight ``[units, kH, kW, inputs]``."""
+    memory, gate = (None, 0) if gates is None else (gates.memory, GATES[gates.gate])
+    tf32 = x.dtype is torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    torch.ops.memmod_cuda.conv2d.default(
+        x.permute(0, 2, 3, 1),
+        weight.contiguous(),
+        contiguous(bias),
+        y.permute(0, 2, 3, 1),
+        None if saved is None else saved.permute(0, 2, 3, 1),
+        memory,
+        index.contiguous(),
+        gate,
+        gate_bias,
+        save_ungated,
+        relu,
+        transposed,
+        tf32,
+        list(geometry),
+    )

@@ -1,0 +1,1 @@
+"""The ops on a GPU, over the kernels that a backend supplies."""
