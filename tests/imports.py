@@ -38,12 +38,8 @@ WITHOUT = {
     "jinja2": ("report",),
 }
 BACKENDS = "memmod.ops.backends"
-<<<<<<< HEAD
-# Of the package, the kernels may know what decides about them, and nothing that calls them.
-KERNELS_MAY_IMPORT = ("memmod.kernels", "memmod.ops.layout", "memmod.ops.backends.gpu_policy")
 # Tests of benchmarks, and the harnesses that run their variants of GPU kernels.
 KNOW_BENCHMARKS = ("tests/benchmarks/", "tests/cuda/", "tests/triton/", "tests/ops/test_cuda.py")
-=======
 # Backends that others build on, and which.
 SHARED = {"gpu": ("cuda", "triton")}
 # All that these know of the package: nothing that calls them, and no backend.
@@ -51,7 +47,6 @@ MAY_IMPORT = {
     "memmod.kernels": ("memmod.kernels", "memmod.ops.layout"),
     f"{BACKENDS}.gpu": (f"{BACKENDS}.gpu", f"{BACKENDS}.gpu_policy", "memmod.ops.calls", "memmod.ops.layout"),
 }
->>>>>>> gpu-in
 
 
 def modules(root: Path = ROOT) -> dict[str, Path]:
@@ -91,7 +86,6 @@ def part(name: str) -> str:
     return name.split(".")[1] if name.startswith("memmod.") else ""
 
 
-<<<<<<< HEAD
 def _between_benchmarks_and_tests(root: Path) -> Iterator[str]:
     """What breaks the rule that benchmarks run without the tests, and that tests of benchmarks alone know them."""
     for path in sorted((root / "benchmarks").rglob("*.py")):
@@ -102,10 +96,10 @@ def _between_benchmarks_and_tests(root: Path) -> Iterator[str]:
         knows = any(name.split(".")[0] == "benchmarks" for name in imports(path, {}))
         if knows and not own.startswith(KNOW_BENCHMARKS):
             yield f"{own} imports benchmarks"
-=======
+
+
 def _packages(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"{name}." for name in names)
->>>>>>> gpu-in
 
 
 def violations(root: Path = ROOT) -> list[str]:
@@ -130,15 +124,10 @@ def violations(root: Path = ROOT) -> list[str]:
                 folder = (root / "memmod/ops/backends" / another).is_dir()
                 if one not in (another, *SHARED.get(another, ())) and folder:
                     found.append(f"{name} imports {target}: backends do not know of each other")
-<<<<<<< HEAD
-            if own == "kernels" and not target.startswith(KERNELS_MAY_IMPORT):
-                found.append(f"{name} imports {target}: kernels know layouts and policy alone")
-    found += _between_benchmarks_and_tests(root)
-=======
             for package, allowed in MAY_IMPORT.items():
                 if f"{name}.".startswith(f"{package}.") and not f"{target}.".startswith(_packages(allowed)):
                     found.append(f"{name} imports {target}: of memmod it may know {', '.join(allowed)} alone")
->>>>>>> gpu-in
+    found += _between_benchmarks_and_tests(root)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
