@@ -38,7 +38,7 @@ _OWN_PATTERNS = (
     *(f".{n}.*" for n in _OWN_FILES),
 )
 _ADVICE = "mend it, or delete the run folder and run again"
-_VERSIONED = ("memmod-torch", "torch", "timm", "torchvision", "numpy", "scikit-learn")
+_VERSIONED = ("memmod-torch", "torch", "timm", "torchvision", "numpy", "scikit-learn", "scipy")
 
 
 def versions() -> dict[str, str]:
