@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import CLASSES, DTYPES, Case
-from benchmarks.gpu_variants import WAYS, why_not
+from benchmarks.gpu_variants import VARIANTS, why_not
 from memmod import functional
 
 Rival = Callable[[Tensor, Tensor], Tensor]
@@ -169,17 +169,17 @@ RIVALS: dict[str, Callable[[Layer], Rival]] = {
 
 def rivals_on(device: str) -> Sequence[str]:
     """The rivals' names on a type of device."""
-    return ("plain", "eager", "compile", "memmod", *WAYS) if device == "cuda" else tuple(RIVALS)
+    return ("plain", "eager", "compile", "memmod", *VARIANTS) if device == "cuda" else tuple(RIVALS)
 
 
 def make_rival(name: str, layer: Layer) -> Rival:
-    """A rival as a function of (x, memory), to be called inside `on_way(name)`."""
-    return RIVALS["memmod" if name in WAYS else name](layer)
+    """A rival as a function of (x, memory), to be called inside `on_variant(name)`."""
+    return RIVALS["memmod" if name in VARIANTS else name](layer)
 
 
 def left_out(name: str, case: Case) -> str | None:
     """Why a rival is not measured on a case, or None."""
-    if name in WAYS:
+    if name in VARIANTS:
         return why_not(name)
     if name not in ("materialised", "vmap"):
         return None

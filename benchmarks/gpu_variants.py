@@ -1,4 +1,4 @@
-"""The ways in which memmod computes a call on a GPU, each a rival beside its own choice of them."""
+"""The variants in which memmod computes a call on a GPU, each a rival beside its own choice among them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from memmod.ops.backends.gpu_policy import Path
 
 # Backend and path by the rival's name. Backend cuda has kernels of its own for few rows and for convolutions, and
 # elsewhere the library's product with its tail.
-WAYS: dict[str, tuple[str, Path | None]] = {
+VARIANTS: dict[str, tuple[str, Path | None]] = {
     "memmod triton": ("triton", "fused"),
     "memmod cuda": ("cuda", None),
     "memmod unfused": ("triton", "unfused"),
 }
 
 
-def why_not(way: str) -> str | None:
-    """Why a way cannot be measured, or None."""
-    forced, (backend, _) = dispatch.get_backend(), WAYS[way]
+def why_not(variant: str) -> str | None:
+    """Why a variant cannot be measured, or None."""
+    forced, (backend, _) = dispatch.get_backend(), VARIANTS[variant]
     return f"backend {forced} is forced" if forced not in (None, backend) else dispatch.availability()[backend]
 
 
 @contextmanager
-def on_way(rival: str) -> Iterator[None]:
-    """The backend and the path are those that the rival's name names, if it names a way."""
-    if rival not in WAYS:
+def on_variant(rival: str) -> Iterator[None]:
+    """The backend and the path are those that the rival's name names, if it names a variant."""
+    if rival not in VARIANTS:
         yield
         return
-    backend, path = WAYS[rival]
+    backend, path = VARIANTS[rival]
     before = dispatch.get_backend()
     dispatch.set_backend(backend)
     gpu_policy.force(path)

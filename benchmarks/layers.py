@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.baselines import Layer, left_out, make_rival, rivals_on
-from benchmarks.gpu_variants import on_way
+from benchmarks.gpu_variants import on_variant
 from benchmarks.measure import LAYOUTS, Runner
 from benchmarks.roofline import Roof, Work, of_device, work
 from memmod.ops.backends import reference
@@ -28,7 +28,7 @@ class LayerRunner(Runner):
 
     def once(self) -> tuple[Tensor, ...]:
         """(y,) or (y, dx, dmemory); plain has no dmemory."""
-        with on_way(self.rival):
+        with on_variant(self.rival):
             return self._once()
 
     def _once(self) -> tuple[Tensor, ...]:
@@ -54,7 +54,7 @@ class LayerComparison:
         return left_out(rival, self.case)
 
     def layouts_of(self, rival: str) -> Sequence[str]:
-        # In NCHW, and with groups, every way is the library's.
+        # In NCHW, and with groups, every variant is the library's.
         own = rival in ("memmod triton", "memmod cuda") and self.case.groups == 1
         return ("NHWC",) if self.case.kernel and own else self.layouts
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_variants import WAYS, on_way, why_not
+from benchmarks.gpu_variants import VARIANTS, on_variant, why_not
 from benchmarks.measure import LAYOUTS, Runner, saved_bytes
 from benchmarks.networks import NETWORK_RIVALS, Network
 
@@ -25,12 +25,12 @@ class NetworkRunner(Runner):
     def __init__(self, rival: str, network: Network, phase: str) -> None:
         self.rival, self.x, self.target, self.backward = rival, network.x, network.target, phase != "forward"
         self.device = network.x.device
-        made = NETWORK_RIVALS["memmod" if rival in WAYS else rival](network)
+        made = NETWORK_RIVALS["memmod" if rival in VARIANTS else rival](network)
         self.call, self.leaves, self.module = made.call, made.leaves, made.module
 
     def once(self) -> tuple[Tensor, ...]:
         """(logits,) or (logits, gradient of each memory); plain networks have one token gradient instead."""
-        with on_way(self.rival):
+        with on_variant(self.rival):
             return self._once()
 
     def _once(self) -> tuple[Tensor, ...]:
@@ -59,11 +59,11 @@ class NetworkComparison:
         what = "serving" if phase == "forward" else "step"
         self.group = f"{what} {network.case.group} {network.case.dtype}"
         self.device = network.x.device
-        self.rivals = (*NETWORK_RIVALS, *WAYS) if self.device.type == "cuda" else tuple(NETWORK_RIVALS)
+        self.rivals = (*NETWORK_RIVALS, *VARIANTS) if self.device.type == "cuda" else tuple(NETWORK_RIVALS)
         self.layouts = tuple(LAYOUTS) if network.case.convolutional else ("",)
 
     def left_out(self, rival: str) -> str | None:
-        if rival in WAYS:
+        if rival in VARIANTS:
             return why_not(rival)
         return "nothing to fold" if rival.endswith(" folded") and not self.network.norms else None
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_variants import WAYS, on_way, why_not
+from benchmarks.gpu_variants import VARIANTS, on_variant, why_not
 from memmod.ops import dispatch
 from tests.ops.bounds import Results, assert_within_bound, run_op, run_oracle
 from tests.ops.problems import FLOATS, Case, Problem
@@ -54,16 +54,16 @@ def on_device(problem: Problem) -> Problem:
     return problem.to("cuda")
 
 
-def taken(way: str) -> Iterator[str]:
-    reason = why_not(way) if way in WAYS else None
+def taken(variant: str) -> Iterator[str]:
+    reason = why_not(variant) if variant in VARIANTS else None
     if reason is not None:
         pytest.skip(reason)
-    with on_way(way):
-        yield way
+    with on_variant(variant):
+        yield variant
 
 
-@pytest.fixture(params=["memmod", *WAYS])
-def way(request, monkeypatch):
+@pytest.fixture(params=["memmod", *VARIANTS])
+def variant(request, monkeypatch):
     """The automatic choice, then each backend and path; the library's convolutions repeat their bits."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     yield from taken(request.param)
@@ -81,7 +81,7 @@ def assert_same_bits(got: Results, expected: Results) -> None:
 
 
 @pytest.mark.parametrize("case", [*CASES, FEW], ids=str)
-def test_within_bound_and_the_same_bits_twice(way, case):
+def test_within_bound_and_the_same_bits_twice(variant, case):
     problems = [on_device(case.draw(seed)) for seed in range(3)]
     assert_within_bound(problems)
     first, second = run_op(problems[0]), run_op(problems[0])
@@ -93,7 +93,7 @@ def test_within_bound_and_the_same_bits_twice(way, case):
 @pytest.mark.parametrize("classes", [3, 40])
 @pytest.mark.parametrize("granularity", ["unit", "input"])
 @pytest.mark.parametrize("case", OPS)
-def test_a_class_out_of_range_gives_nan_in_its_rows_only(way, case, granularity, classes, pattern, wrong):
+def test_a_class_out_of_range_gives_nan_in_its_rows_only(variant, case, granularity, classes, pattern, wrong):
     # Four samples of two rows: a table of gates by class, by sample for 40 classes or sets.
     case = dataclasses.replace(
         case,
@@ -188,13 +188,13 @@ def assert_replays_as_eager(problems: list[Problem], recorder: Callable) -> None
 
 @pytest.mark.parametrize("pattern", ["mixed", "sets", "whole batch"])
 @pytest.mark.parametrize("case", OPS)
-def test_cuda_graphs_replay_with_new_contents(way, case, pattern):
+def test_cuda_graphs_replay_with_new_contents(variant, case, pattern):
     case = dataclasses.replace(case, pattern=pattern)
     assert_replays_as_eager([on_device(case.draw(seed)) for seed in range(3)], record)
 
 
 @pytest.mark.parametrize("case", OPS)
-def test_a_side_stream_gives_the_same_bits(way, case):
+def test_a_side_stream_gives_the_same_bits(variant, case):
     problem = on_device(case.draw())
     expected = run_op(problem, NEEDS)
     # Filled late and on the side stream: a kernel on another stream would read NaN.

@@ -1,4 +1,4 @@
-"""Linear, conv2d and the tail in fp32, bf16 and fp16 on a CUDA device, in each way: what to know first of a card."""
+"""Linear, conv2d and the tail in fp32, bf16 and fp16 on a CUDA device, in each variant: what to know of a card first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 
 from tests.ops.bounds import assert_within_bound
 from tests.ops.problems import Case
-from tests.ops.test_cuda import on_device, way  # noqa: F401
+from tests.ops.test_cuda import on_device, variant  # noqa: F401
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -29,7 +29,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_within_bound(way, case, monkeypatch):  # noqa: F811
+def test_within_bound(variant, case, monkeypatch):  # noqa: F811
     # The bound is twice plain PyTorch's error, which TF32 would make large.
     for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
         monkeypatch.setattr(setting, "fp32_precision", "ieee")
