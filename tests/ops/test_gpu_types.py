@@ -1,4 +1,4 @@
-"""Linear, conv2d and the tail in fp32, bf16 and fp16 on a CUDA device, in each variant: what to know of a card first."""
+"""Linear, conv2d and the tail in fp32, bf16 and fp16 on a CUDA device, in each variant: what to know first."""
 
 from __future__ import annotations
 
