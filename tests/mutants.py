@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.cuda.mutants import PLANTS as CUDA_PLANTS
+from tests.evaluation.mutants import PLANTS as EVALUATION_PLANTS
 from tests.triton.mutants import PLANTS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/planted-errors.md"
 HEAD = """# Planted errors, and what catches them
 
-A check that has never failed proves nothing. The tests plant each of these errors in a copy of the kernels and require
+A check that has never failed proves nothing. The tests plant each of these errors in a copy of the code and require
 that the check meant for it fails; without the error the same check passes. Written by `python -m tests.mutants`;
 `make test` and `make test-all` run every line, and fail if this file is out of date.
 """
@@ -35,6 +36,11 @@ Run on the CPU under the host shim of `tests/cuda/`; without an error the same c
 - **compiler**: it does not compile.
 - **machine code**: compiled for sm_80, sm_90 and sm_100 by nvcc, and inspected (`tests/cuda/machine_code.py`).
 - **address sanitizer**, **thread sanitizer**: reported by the builds with these.
+"""
+EVALUATION = """
+## Metrics, attacks and verdicts
+
+Each formula of `memmod/evaluation` against values worked out by hand in the test that is named.
 """
 # What tests/triton/test_ahead_of_time_mutants.py plants.
 MACHINE_CODE = (
@@ -68,7 +74,9 @@ def text() -> str:
     machine = [(error, "", f"machine code: {finding}") for error, finding in MACHINE_CODE]
     cuda = [(plant.name, plant.file.rpartition("/")[2], plant.check) for plant in CUDA_PLANTS]
     cuda += [(error, "", f"machine code: {finding}") for error, finding in CUDA_MACHINE_CODE]
-    return "\n".join([HEAD, TRITON, table(*heads, *source, *machine), CUDA.lstrip(), table(*heads, *cuda)])
+    formulas = [(plant.name, plant.module.replace(".", "/"), plant.test.__name__) for plant in EVALUATION_PLANTS]
+    parts = [HEAD, TRITON, table(*heads, *source, *machine), CUDA.lstrip(), table(*heads, *cuda)]
+    return "\n".join([*parts, EVALUATION.lstrip(), table(*heads, *formulas)])
 
 
 if __name__ == "__main__":

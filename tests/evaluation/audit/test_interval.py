@@ -62,3 +62,9 @@ def test_what_cannot_be_judged_is_refused():
         OracleInterval((0.5,))
     with pytest.raises(RunError, match="'up'"):
         judge(0.5, OracleInterval((0.5, 0.5)), "up")
+
+
+def test_verdicts_by_side():
+    interval = OracleInterval((0.5, 0.5), resolution=0.1)
+    assert [judge(value, interval, "more").word for value in (0.3, 0.5, 0.7)] == ["better", "within", "worse"]
+    assert [judge(value, interval, "less").word for value in (0.3, 0.5, 0.7)] == ["worse", "within", "better"]

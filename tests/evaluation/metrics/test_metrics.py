@@ -70,6 +70,9 @@ def test_zrf_of_the_published_code_by_hand():
 def test_total_variation_is_between_the_means():
     # the means are equal, though no image's distributions are
     assert total_variation(torch.cat([CERTAIN, OTHER]), torch.cat([OTHER, CERTAIN])) == 0.0
+
+
+def test_total_variation_is_between_the_means_by_hand():
     p, q = torch.tensor([[0.7, 0.2, 0.1]]), torch.tensor([[0.1, 0.2, 0.7]])
     assert total_variation(p, q) == pytest.approx(0.6)
 

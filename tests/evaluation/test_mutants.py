@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.evaluation.attacks.mutants import PLANTS, planted
+from tests.evaluation.mutants import PLANTS, planted
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.module}: {plant.name}")
