@@ -140,6 +140,9 @@ def unlearn(
     expansion: Annotated[
         int | None, typer.Option(min=1, help="T: selections per retained image.", show_default="the preset's")
     ] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="What a selected class's logit must lose by.", show_default="the preset's")
+    ] = None,
     max_set_size: Annotated[
         int | None, typer.Option(min=1, help="Train with sets of 1 to this many classes.", show_default="the preset's")
     ] = None,
@@ -175,6 +178,7 @@ def unlearn(
         lr=lr,
         batch_size=batch_size,
         expansion=expansion,
+        margin=margin,
         max_set_size=max_set_size,
         eval_every=eval_every,
         seed=seed,

@@ -146,6 +146,18 @@ def kl_uniform(batch: Batch) -> Terms:
     return Terms(_mean(ce, ~batch.forget), _mean(divergence, batch.forget))
 
 
+def selected_classes(selection: Tensor, num_classes: int) -> Tensor:
+    """bool ``[N, C]``: the classes of each selection ``[N, S]`` (-1 = nothing)."""
+    # -1 selects a column of its own behind the last class
+    selected = torch.zeros(selection.shape[0], num_classes + 1, dtype=torch.bool, device=selection.device)
+    return selected.scatter_(1, selection.remainder(num_classes + 1), True)[:, :num_classes]
+
+
+def raised(logits: Tensor, selection: Tensor, margin: float) -> Tensor:
+    """Logits ``[N, C]`` with `margin` added to those of the classes of selection ``[N, S]``."""
+    return logits if margin == 0 else logits + margin * selected_classes(selection, logits.shape[1])
+
+
 def masked_target(frozen: Tensor, selection: Tensor) -> Tensor:
     """softmax of frozen logits ``[N, C]`` with the classes of selection ``[N, S]`` (-1 = nothing) at -∞.
 
@@ -153,9 +165,7 @@ def masked_target(frozen: Tensor, selection: Tensor) -> Tensor:
         SelectionError: a selection covers all C classes.
     """
     classes = frozen.shape[1]
-    # -1 selects a column of its own behind the last class
-    selected = torch.zeros(frozen.shape[0], classes + 1, dtype=torch.bool, device=frozen.device)
-    selected = selected.scatter_(1, selection.remainder(classes + 1), True)[:, :classes]
+    selected = selected_classes(selection, classes)
     if selection.shape[1] >= classes and bool(selected.all(1).any()):
         raise SelectionError(
             f"a selection covers all {classes} classes, so that distillation has no target left: "

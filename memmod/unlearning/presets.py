@@ -25,6 +25,8 @@ class UnlearnConfig:
         lr: Adam's learning rate.
         steps: optimiser steps.
         batch_size: images per step, half of them to forget.
+        margin: what a selected class's logit must lose by: it is raised by so much in every loss. Without one the loss
+            is content once the training images of a class are forgotten, before all of its test images are.
         expansion: T, how often a retained image comes, each time with another selection.
         max_set_size: S, selections are random sets of 1 to S classes; lowered to C - 1 where C is small.
         statistics_fraction: share of the steps in which one class serves the whole batch and normalised units are
@@ -45,6 +47,7 @@ class UnlearnConfig:
     lr: float = 0.1
     steps: int = 1000
     batch_size: int = 128
+    margin: float = 0.0
     expansion: int = 1
     max_set_size: int = 3
     statistics_fraction: float = 0.5
@@ -76,6 +79,8 @@ class UnlearnConfig:
         for name in ("lr", "clip"):
             if not 0 < getattr(self, name) < math.inf:
                 raise RunError(f"{name} is {getattr(self, name)}; it must be a finite number greater than 0")
+        if not 0 <= self.margin < math.inf:
+            raise RunError(f"margin is {self.margin}; it must be a finite number of at least 0")
         if not 0 <= self.seed < 2**63:
             raise RunError(f"seed is {self.seed}; it must lie between 0 and 2**63 - 1")
         if not 0 <= self.statistics_fraction <= 1:

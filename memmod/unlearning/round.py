@@ -20,7 +20,7 @@ from memmod.memory_file import check_memories
 from memmod.unlearning.base_logits import FrozenLogits
 from memmod.unlearning.expansion import expand
 from memmod.unlearning.monitor import Evaluation, find_warnings
-from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, weighted
+from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, raised, weighted
 from memmod.unlearning.presets import UnlearnConfig
 from memmod.unlearning.progress import Progress
 from memmod.unlearning.sampling import Sampler
@@ -157,6 +157,7 @@ class Round:
         rows, selection, forget = (t.to(self.wf.device) for t in expansion)
         logits = self.wf.logits(self.wf(x[rows], forget=selection))
         frozen = None if frozen is None else frozen[rows]
+        logits = raised(logits, selection, self.config.margin)
         return Batch(logits, labels.to(self.wf.device)[rows], selection, forget, frozen)
 
     def _one_class(self) -> Batch:
@@ -169,6 +170,7 @@ class Round:
             logits = self.wf.logits(self.wf(x, forget=c))
         labels = self.trainer.train.labels[images].to(logits.device)
         selection = torch.full((size, 1), c, device=logits.device)
+        logits = raised(logits, selection, self.config.margin)
         return Batch(logits, labels, selection, torch.arange(size, device=logits.device) < forgotten, frozen)
 
     def _load(self, images: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -15,6 +15,7 @@ from memmod.unlearning.objectives import (
     get_objective,
     masked_target,
     objective_names,
+    raised,
     weighted,
 )
 
@@ -120,6 +121,14 @@ def test_masked_target_keeps_the_proportions_of_the_others():
         kept = [c for c in range(CLASSES) if c not in selected]
         assert all(target[row, c] == 0 for c in selected if c >= 0)
         torch.testing.assert_close(target[row, kept], plain[row, kept] / plain[row, kept].sum())
+
+
+def test_raised_logits_are_those_of_the_selected_classes():
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
+    selection = torch.tensor([[0, -1], [2, 0], [-1, -1]])
+    expected = torch.tensor([[6.0, 2.0, 3.0], [6.0, 2.0, 8.0], [1.0, 2.0, 3.0]])
+    assert torch.equal(raised(logits, selection, 5.0), expected)
+    assert raised(logits, selection, 0.0) is logits
 
 
 def test_masked_target_refuses_a_set_of_all_classes():

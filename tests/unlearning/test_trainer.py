@@ -134,6 +134,26 @@ def test_expansion_repeats_the_retained_half(monkeypatch):
     assert [samples for _, _, samples in spy.runs] == [8 + 4 * 8] * 2
 
 
+@pytest.mark.parametrize("statistics", [0.0, 1.0])
+def test_the_loss_sees_selected_logits_raised_by_the_margin(monkeypatch, statistics):
+    batches = {}
+    for margin in (0.0, 4.0):
+        seen = batches[margin] = []
+        terms = objectives_module.get_objective("negative-ce").terms
+
+        def spying(batch, seen=seen, terms=terms):
+            seen.append(batch)
+            return terms(batch)
+
+        monkeypatch.setitem(objectives_module._objectives, "spy", Objective("spy", spying, False))
+        fit(modulated(), quick(steps=1, objective="spy", margin=margin, statistics_fraction=statistics))
+    (plain,), (pushed,) = batches[0.0], batches[4.0]
+    assert torch.equal(plain.selection, pushed.selection)
+    selected = objectives_module.selected_classes(plain.selection, plain.logits.shape[1])
+    assert selected.any()
+    assert torch.equal(pushed.logits, plain.logits + 4.0 * selected)
+
+
 class Counting(TensorSplit):
     """Counts how many images are decoded."""
 
