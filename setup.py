@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
@@ -45,6 +46,14 @@ class NoCuda(Exception):
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
         self.remedy = remedy
+
+
+def check_setuptools(version: str) -> None:
+    """End with a sentence where setuptools would end with pyproject.toml's schema."""
+    if int(version.partition(".")[0]) < 77:
+        raise SystemExit(
+            f"memmod: setuptools {version} does not read pyproject.toml's licence: pip install 'setuptools>=77'"
+        )
 
 
 def setting(name: str, default: str, allowed: tuple[str, ...]) -> str:
@@ -342,6 +351,7 @@ class CleanBuild(build):
 
 
 def main() -> None:
+    check_setuptools(setuptools.__version__)
     ext_modules, facts = extensions()
     commands = {"build": CleanBuild, "build_py": package_command(ext_modules, facts)}
     if ext_modules:

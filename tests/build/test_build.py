@@ -171,6 +171,13 @@ def toolkit(tmp_path) -> Callable[..., Path]:
     return make
 
 
+def test_an_old_setuptools_ends_in_words(script):
+    script.check_setuptools("77.0.1")
+    script.check_setuptools("84.2.1")
+    with pytest.raises(SystemExit, match="setuptools 65.5.0 .*pip install 'setuptools>=77'"):
+        script.check_setuptools("65.5.0")
+
+
 def test_the_toolkit_is_where_nvcc_itself_is(script, toolkit, tmp_path, monkeypatch):
     root = toolkit()
     wrapper = _executable(tmp_path / "elsewhere/bin/nvcc", f'#!/bin/sh\nexec {root}/bin/nvcc "$@"\n')
