@@ -29,6 +29,8 @@ BUILD_INFO = "_build_info.json"
 # No contraction: a·b + c would round in vectors and in the elements behind them differently. The -fno- options change
 # no result, and let loops with fp16 conversions become vectors. torch brings the OpenMP library, so it is not linked.
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-Wall"]
+# torch 2.11 compiles as C++17 unless told otherwise.
+CXX_FLAGS += ["-std=c++20"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
 SANITIZERS += ["-O1", "-g1"]
 NVCC_FLAGS = ["-O3", "-std=c++20"]

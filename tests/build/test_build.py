@@ -171,6 +171,10 @@ def toolkit(tmp_path) -> Callable[..., Path]:
     return make
 
 
+def test_the_standard_is_not_left_to_torch(script):
+    assert "-std=c++20" in script.CXX_FLAGS and "-std=c++20" in script.NVCC_FLAGS
+
+
 def test_an_old_setuptools_ends_in_words(script):
     script.check_setuptools("77.0.1")
     script.check_setuptools("84.2.1")
