@@ -14,7 +14,7 @@ from tests.unlearning.problem import modulated
 @pytest.mark.slow
 def test_default_follows_the_network():
     assert preset("default", modulated()) == UnlearnConfig(steps=1000)
-    assert preset("default", modulated(norm=False), seed=3) == UnlearnConfig(steps=800, seed=3)
+    assert preset("default", modulated(norm=False), seed=3) == UnlearnConfig(steps=800, margin=2.0, seed=3)
 
 
 def test_fast_is_short_and_single():
