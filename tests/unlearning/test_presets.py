@@ -13,7 +13,7 @@ from tests.unlearning.problem import modulated
 
 @pytest.mark.slow
 def test_default_follows_the_network():
-    assert preset("default", modulated()) == UnlearnConfig(steps=1000)
+    assert preset("default", modulated()) == UnlearnConfig(steps=1000, margin=1.0)
     assert preset("default", modulated(norm=False), seed=3) == UnlearnConfig(steps=800, margin=2.0, seed=3)
 
 
