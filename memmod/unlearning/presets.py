@@ -105,9 +105,9 @@ class UnlearnConfig:
         return check(values, cls, Origin("the stored UnlearnConfig", RunError, "store it again"))
 
 
-# Chosen on digits held out of base and memories, 3 bases each, and on held-out training images of Fashion-MNIST. A ViT's
-# selected logits lose by at least 0.2 to 0.4 without a margin, by 1.8 to 2.1 with 2 and by 4.3 to 4.6 with 5; retained
-# accuracy pays 0.2 points for either, on Fashion-MNIST 0.4 and 0.7. A ResNet's worst class with BatchNorm statistics
+# Chosen on digits held out of base and memories, 3 bases each, and on held-out training images of Fashion-MNIST. A ViT:
+# selected logits lose by at least 0.2 to 0.4 without a margin, by 1.8 to 2.1 with 2, by 4.3 to 4.6 with 5; retained
+# accuracy pays 0.2 points for either, on Fashion-MNIST 0.4 and 0.7. A ResNet: the worst class with BatchNorm statistics
 # estimated anew is at 9 to 11 % without a margin, at 0 with 1 and 2; Fashion-MNIST pays 0.3 and 0.6 points.
 MARGIN, MARGIN_WITH_BATCHNORM = 2.0, 1.0
 
