@@ -31,6 +31,8 @@ from memmod.training import augment
 from memmod.zoo import create_model
 
 AUDITS = "audits"
+# Beside the oracles, whose figures serve every run of their base.
+PARTS = "parts"
 CARD = "audit.json"
 TABLE = "audit.md"
 # Steps of the base's training that are timed to say how long an oracle will take.
@@ -132,7 +134,7 @@ def audit_run(
     bench = Bench(suspect, Subject("held-out oracle", networks[-1]), bench.control)
     name = slug("-".join(dataset.class_names[c] for c in forget)) + ("-quick" if options.quick else "")
     folder = unlearned.run.file(AUDITS) / name
-    parts = Parts(unlearned.run.file(AUDITS) / "parts")
+    parts = Parts(place / PARTS)
     card = audit(bench, case, attacks, parts=parts, data=data_hash(dataset), on_part=on_part)
     write_card(folder, card, unlearned, dataset, options, oracles)
     return Audited(folder, card)

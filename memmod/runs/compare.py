@@ -23,9 +23,9 @@ from memmod.evaluation.features import PENULTIMATE
 from memmod.files.atomic import write_atomically
 from memmod.files.parts import Parts
 from memmod.files.state_hash import state_sha256
-from memmod.runs.audits import AuditOptions, baked_network, data_hash, make_case
+from memmod.runs.audits import PARTS, AuditOptions, baked_network, data_hash, make_case
 from memmod.runs.folder import MEMORY, versions, write_json
-from memmod.runs.oracles import OracleStep, base_training, oracle_seeds, retrain
+from memmod.runs.oracles import OracleStep, base_training, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, Unlearned
 from memmod.unlearning.baselines import METHODS, Diverged, ForgetTask, Method, get_method, tune, unlearn_with
 
@@ -195,7 +195,7 @@ def compare(
     Args:
         runs: at least one; all of the same base.
         forget: the classes.
-        out: folder of comparison.json, comparison.md and of finished parts.
+        out: folder of comparison.json and comparison.md.
         on_step: called after each network.
 
     Raises:
@@ -214,7 +214,8 @@ def compare(
         )
         for c in forget
     }
-    bench = _Workbench(base, dataset, oracles, options, Parts(Path(out) / "parts"), data_hash(dataset))
+    parts = Parts((options.oracles or oracle_folder(base)) / PARTS)
+    bench = _Workbench(base, dataset, oracles, options, parts, data_hash(dataset))
     settings = (DEFAULTS, TUNED) if options.tuned else (DEFAULTS,)
     chosen = [
         (get_method(name), kind)
@@ -222,12 +223,12 @@ def compare(
         for kind in settings
         if kind == DEFAULTS or get_method(name).grid
     ]
-    parts, done = len(forget) * (len(runs) + len(chosen)), 0
+    steps, done = len(forget) * (len(runs) + len(chosen)), 0
 
     def told(method: str, c: int) -> None:
         nonlocal done
         done += 1
-        on_step(Step(done, parts, method, dataset.class_names[c]))
+        on_step(Step(done, steps, method, dataset.class_names[c]))
 
     lines = []
     for run in runs:

@@ -65,7 +65,7 @@ def test_names_in_the_progress_of_a_round(worst: int) -> None:
 @pytest.mark.slow
 def test_names_in_the_log() -> None:
     program = (
-        "import logging; from memmod.cli import main as cli; cli._prepare(1); "
+        "import logging; from memmod.cli.options import prepare; prepare(1); "
         "logging.getLogger('memmod.data').warning('folder:a [/red] :cat: [bold]b')"
     )
     environment = os.environ | {"COLUMNS": "200"}
