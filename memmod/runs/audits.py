@@ -214,19 +214,22 @@ def write_card(
     options: AuditOptions,
     oracles: Sequence[Oracle],
 ) -> None:
-    """Write audit.json and audit.md: every figure, with the settings, seeds and versions that it was made with."""
+    """Write audit.json and audit.md: every figure, with the settings, seeds and versions that it was made with.
+
+    Folders are named without their places, so that a card can be published.
+    """
     names = [dataset.class_names[c] for c in card.forget]
     settings: dict[str, Any] = {
-        "run": str(unlearned.run.path),
-        "base": str(unlearned.base.folder),
+        "run": unlearned.run.path.name,
+        "base": unlearned.base.folder.name,
         "data": dataset.name,
         "forgotten": names,
         "quick": options.quick,
         "threshold": options.threshold,
         "seed": options.seed,
-        "oracle_folders": [str(oracle.folder) for oracle in oracles[:-1]],
-        "held_out_oracle": str(oracles[-1].folder),
-        "unlearning": unlearned.run.settings,
+        "oracle_folders": [oracle.folder.name for oracle in oracles[:-1]],
+        "held_out_oracle": oracles[-1].folder.name,
+        "unlearning": {**unlearned.run.settings, "base": unlearned.base.folder.name},
         "versions": versions(),
     }
     folder = Path(folder)

@@ -370,8 +370,8 @@ def _write(
 ) -> None:
     names = [dataset.class_names[c] for c in forget]
     settings = {
-        "base": str(runs[0].base.folder),
-        "runs": [str(run.run.path) for run in runs],
+        "base": runs[0].base.folder.name,
+        "runs": [run.run.path.name for run in runs],
         "data": dataset.name,
         "classes": names,
         "seeds": options.seeds,
