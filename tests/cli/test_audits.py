@@ -10,6 +10,9 @@ import pytest
 from tests.cli.test_main import TINY, fail, invoke, succeed
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
@@ -27,7 +30,6 @@ def test_retrain_names_the_oracles(runs):
     assert "oracle 1 of" not in succeed("retrain", runs / "base", "--without", "8", "--seeds", 2)
 
 
-@pytest.mark.slow
 def test_audit_prints_and_writes_the_same_card(runs):
     output = succeed("audit", runs / "unlearned", "--forget", "8", "--seeds", 2, "--quick")
     folder = runs / "unlearned/audits/8-quick"

@@ -16,6 +16,8 @@ from memmod.runs import commands
 from memmod.runs.audits import AuditOptions, audit_run, baked_network
 from memmod.runs.restore import Unlearned, restore_unlearned
 
+pytestmark = pytest.mark.slow
+
 ATTACKS = (ACCURACY, OUTPUTS)
 CHANGES = {"steps": 30, "eval_every": 30, "batch_size": 32, "max_set_size": 1}
 OPTIONS = AuditOptions(seeds=2, quick=True)

@@ -14,6 +14,8 @@ from memmod.runs import commands
 from memmod.runs.oracles import missing, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, restore_base
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 
 
