@@ -9,7 +9,6 @@ import pytest
 
 from tests.cli.test_main import TINY, fail, invoke, succeed
 
-
 pytestmark = pytest.mark.slow
 
 
