@@ -69,7 +69,8 @@ def _affine(base: nn.Module, norm: str) -> bool:
 
 def _gate_norm(state: dict[str, Tensor], base: nn.Module, conv: str, norm: str, s: Tensor) -> None:
     """The base's layer and norm again, with gates ``[K]`` in the norm, and nothing left of closed units."""
-    open_ = (s > 0).to(s.dtype)
+    # gates of kind "identity" may be negative
+    open_ = (s != 0).to(s.dtype)
     for name, tensor in base.get_submodule(conv).state_dict().items():
         state[f"{conv}.{name}"] = tensor * open_.view(-1, *(1,) * (tensor.dim() - 1)).to(tensor)
     if base.get_submodule(conv).bias is None:

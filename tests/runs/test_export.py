@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from memmod.errors import ModelError
-from memmod.model import modulate
+from memmod.model import ModulateConfig, modulate
 from memmod.runs.export import in_base_architecture, write_state
 from memmod.surgery.random_weights import randomise
 from memmod.zoo import create_model
@@ -68,6 +68,18 @@ def test_a_norm_keeps_its_statistics_and_holds_the_gates():
     torch.testing.assert_close(state["stem.1.bias"], before["stem.1.bias"] * s, rtol=0, atol=0)
     for name in ("running_mean", "running_var"):
         assert torch.equal(state[f"stem.1.{name}"], before[f"stem.1.{name}"])
+
+
+def test_gates_of_either_sign_are_kept():
+    base = randomise(create_model("vgg", 5, SHAPE)).eval()
+    x = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    wf = modulate(base, example_input=x, config=ModulateConfig(gate="identity"))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for memory in wf.memory_parameters():
+            memory.copy_(torch.randn(memory.shape, generator=generator))
+        expected = wf.bake(2)(x)
+        torch.testing.assert_close(in_base_architecture(wf, {2}, base, x)(x), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_another_architecture_is_refused():

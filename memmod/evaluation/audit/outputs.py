@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from memmod.errors import DataError
 from memmod.evaluation.attacks.attack import Attack, Case, Measure, Subject
-from memmod.evaluation.audit.predictions import predict
+from memmod.evaluation.attacks.measuring import device_of, hits, images, logits
 from memmod.evaluation.metrics import (
     js_divergence,
     mean_activation_distance,
@@ -17,10 +17,10 @@ from memmod.evaluation.metrics import (
 )
 
 
-@torch.no_grad()
 def _accuracy(subject: Subject, case: Case) -> dict[str, Measure]:
-    logits, labels = predict(subject.network, case, case.test)
-    right, own = logits.argmax(1) == labels, case.is_forgotten(labels)
+    labels = case.test.labels
+    right = hits(case, subject.network, case.test, torch.arange(len(labels)))
+    own = case.is_forgotten(labels)
     figures = {}
     for name, chosen in (("Acc_f", own), ("Acc_r", ~own)):
         count = int(chosen.sum())
@@ -30,9 +30,8 @@ def _accuracy(subject: Subject, case: Case) -> dict[str, Measure]:
     return figures
 
 
-@torch.no_grad()
 def _distances(subject: Subject, case: Case) -> dict[str, Measure]:
-    own = case.test.subset(case.is_forgotten(case.test.labels).nonzero().flatten())
+    own = images(case, case.test, forgotten=True, attack="outputs")
     p = _probabilities(subject.network, case, own)
     oracles = [_probabilities(oracle, case, own) for oracle in case.oracles]
     one = 1 / len(own)
@@ -47,13 +46,13 @@ def _distances(subject: Subject, case: Case) -> dict[str, Measure]:
         "activation distance (RMS)": mean([rms_activation_distance(p, q) for q in oracles]),
     }
     if case.fresh is not None:
-        random = case.fresh(case.seed + 1).to(next(subject.network.parameters()).device).eval()
+        random = case.fresh(case.seed + 1).to(device_of(subject.network)).eval()
         figures["ZRF"] = Measure(zrf(p, _probabilities(random, case, own)), one)
     return figures
 
 
-def _probabilities(network: nn.Module, case: Case, split) -> Tensor:
-    return predict(network, case, split)[0].double().softmax(1)
+def _probabilities(network: nn.Module, case: Case, numbers: Tensor) -> Tensor:
+    return logits(case, network, case.test, numbers).double().softmax(1)
 
 
 ACCURACY = Attack(
