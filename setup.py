@@ -87,11 +87,13 @@ def cpu_extension(compiler: str) -> Extension:
 
     # torch and setuptools both read CXX: the same compiler compiles and links.
     os.environ["CXX"] = compiler
+    # Eager calls of CUDA tensors take csrc/gpu, which needs no toolkit.
+    folders = (ROOT / "csrc/cpu", ROOT / "csrc/gpu")
     return CppExtension(
         "memmod._cpu",
-        sources=relative((ROOT / "csrc/cpu").rglob("*.cpp")),
-        depends=relative((ROOT / "csrc/cpu").rglob("*.[hi]*")),
-        include_dirs=[str(ROOT / "csrc/cpu")],
+        sources=relative(path for folder in folders for path in folder.rglob("*.cpp")),
+        depends=relative(path for folder in folders for path in folder.rglob("*.[hi]*")),
+        include_dirs=[str(ROOT / "csrc/cpu"), str(ROOT / "csrc")],
         extra_compile_args={"cxx": CXX_FLAGS + sanitizers()},
         extra_link_args=sanitizers(),
     )

@@ -13,8 +13,9 @@ from memmod.ops.backends.gpu_policy import Path
 # elsewhere the library's product with its tail.
 VARIANTS: dict[str, tuple[str, Path | None]] = {
     "memmod triton": ("triton", "fused"),
-    "memmod cuda": ("cuda", None),
-    "memmod unfused": ("triton", "unfused"),
+    "memmod triton unfused": ("triton", "unfused"),
+    "memmod cuda": ("cuda", "fused"),
+    "memmod cuda unfused": ("cuda", "unfused"),
 }
 
 

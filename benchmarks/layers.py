@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.baselines import Layer, left_out, make_rival, rivals_on
 from benchmarks.gpu_variants import on_variant
 from benchmarks.measure import LAYOUTS, Runner
+from benchmarks.precision import eps
 from benchmarks.roofline import Roof, Work, of_device, work
 from memmod.ops.backends import reference
 from memmod.ops.calls import ConvCall, LinearCall
@@ -61,10 +62,14 @@ class LayerComparison:
     def work(self, rival: str) -> Work:
         return work(self.case, self.phase, gated=rival != "plain")
 
+    @property
+    def setting(self) -> object:
+        """The library's, which says in what precision fp32 is multiplied on a GPU."""
+        return torch.backends.cudnn.conv if self.case.kernel else torch.backends.cuda.matmul
+
     @cached_property
     def roof(self) -> Roof | None:
-        setting = torch.backends.cudnn.conv if self.case.kernel else torch.backends.cuda.matmul
-        return of_device(str(self.device), self.case.dtype, setting.fp32_precision == "tf32")
+        return of_device(str(self.device), self.case.dtype, self.setting.fp32_precision == "tf32")
 
     def runner(self, rival: str, layout: str) -> LayerRunner:
         return LayerRunner(rival, self.layer.to(LAYOUTS[layout]) if layout else self.layer, self.phase)
@@ -78,10 +83,10 @@ class LayerComparison:
         """
         exact = _reference(self.layer.to(torch.float64), self.phase)
         magnitudes = [t.abs().max().item() for t in _reference(_positive(self.layer.to(torch.float64)), self.phase)]
-        eps = torch.finfo(self.layer.x.dtype).eps
+        relative = eps(self.layer.x.dtype, self.device, self.setting)
         runs = [self.runner("eager", layout).once() for layout in self.layouts]
         return [
-            (name, value, 2 * max(_error(run[k], value) for run in runs) + eps * magnitude)
+            (name, value, 2 * max(_error(run[k], value) for run in runs) + relative * magnitude)
             for k, (name, value, magnitude) in enumerate(zip(("y", "dx", "dmemory"), exact, magnitudes, strict=False))
         ]
 

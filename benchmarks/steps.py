@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.gpu_variants import VARIANTS, on_variant, why_not
 from benchmarks.measure import LAYOUTS, Runner, saved_bytes
 from benchmarks.networks import NETWORK_RIVALS, Network
+from benchmarks.precision import eps
 
 
 class NetworkRunner(Runner):
@@ -93,8 +94,8 @@ class NetworkComparison:
         """The relative error that logits and memory gradients may have: 2 × the eager forms' worst + eps."""
         eager = [name for name in self.rivals if name.startswith("eager") and self.left_out(name) is None]
         errors = [self._errors(self.runner(name, layout)) for name in eager for layout in self.layouts]
-        eps = torch.finfo(self.network.x.dtype).eps
-        return 2 * max(logits for logits, _ in errors) + eps, 2 * max(worst for _, worst in errors) + eps
+        relative = eps(self.network.x.dtype, self.device, torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+        return 2 * max(logits for logits, _ in errors) + relative, 2 * max(worst for _, worst in errors) + relative
 
     def _errors(self, runner: NetworkRunner) -> tuple[float, float]:
         """Of the logits, and the worst memory's median over classes.

@@ -31,7 +31,7 @@ GIVEN, EXACT, POSITIVE = "given", "exact", "positive"
 
 
 class PathPoint(NamedTuple):
-    """A step through one layer on one path, with a frozen weight, and for each sample a class of its own.
+    """A forward of one layer on one path, with for each sample a class of its own; its backward has one path.
 
     A linear layer has `rows` rows and no `side`; a convolution `rows` pixels, in images of `side` x `side`.
     """
@@ -52,7 +52,7 @@ class PathPoint(NamedTuple):
         return self._replace(path=None)
 
     def prepare(self, device: str, kind: str = GIVEN) -> Step:
-        """The step as a function that returns (y, dx, dmemory)."""
+        """The forward as a function that returns (y,)."""
         draw = _drawer(device, self.dtype, kind)
         if self.side:
             samples, geometry = self.rows // self.side**2, ([1, 1], [self.kernel // 2] * 2, [1, 1], 1)
@@ -63,15 +63,10 @@ class PathPoint(NamedTuple):
             x, weight, op = draw(samples, TOKENS, self.inputs), draw(self.units, self.inputs), "modulated_linear"
         weight = weight / weight[0].numel() ** 0.5
         bias, memory, index = draw(self.units), _memory(device, self.units, kind), _index(samples, device)
-        forward, backward = (getattr(torch.ops.memmod, name).default for name in (op, f"{op}_backward"))
-        needs = [True, False, False, True, False]
+        forward = getattr(torch.ops.memmod, op).default
 
         def step() -> tuple[Tensor, ...]:
-            y, _ = forward(x, weight, bias, memory, None, index, "sigmoid", True, False, *geometry)
-            dx, _, _, dmemory, _ = backward(
-                y, x.shape, None, weight, memory, None, index, y, "sigmoid", True, *geometry, needs
-            )
-            return y, dx, dmemory
+            return (forward(x, weight, bias, memory, None, index, "sigmoid", True, False, *geometry)[0],)
 
         return step
 
@@ -153,6 +148,9 @@ def path_points() -> list[PathPoint]:
     for inputs in (192, 384, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192):
         for units in (768, 3072):
             points.append(PathPoint("linear: fused up to inputs", inputs, 128 * TOKENS, inputs, units))
+    for images in (1, 2, 4, 8, 16, 32, 64):
+        rows, units = images * TOKENS, 768
+        points.append(PathPoint("linear: fused from outputs", rows * units, rows, 768, units))
     for inputs in (8, 16, 32, 64, 128, 256):
         for side in (28, 56):
             points.append(
@@ -243,7 +241,7 @@ def paths_table(measure: Measure, points: Iterable[PathPoint], where: str) -> st
     for point in points:
         library, fused = (measured(measure, point._replace(path=path), failures) for path in ("unfused", "fused"))
         logs.setdefault(point.threshold, {}).setdefault(point.value, []).append(_gain(library, fused))
-    comment = f"Measured on {where}: the library's time over the fused path's, a step with frozen weights in bf16."
+    comment = f"Measured on {where}: the library's time over the fused path's, forwards in bf16."
     lines = [*_comment(comment, 0), "TABLE: dict[str, int] = {"]
     for threshold, before in gpu_policy.TABLE.items():
         gains = [(value, sum(found) / len(found)) for value, found in sorted(logs.get(threshold, {}).items())]

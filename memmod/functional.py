@@ -15,9 +15,13 @@ from torch import Tensor
 import memmod.ops  # noqa: F401  (defines torch.ops.memmod)
 from memmod.errors import SelectionError
 from memmod.ops import dispatch, transforms
+from memmod.ops import modulate_output as output_op
+from memmod.ops import modulated_conv2d as conv_op
+from memmod.ops import modulated_linear as linear_op
 from memmod.ops.autocast import cast
 from memmod.ops.autograd import output_is_enough
 from memmod.ops.calls import ConvCall, LinearCall, OutputCall
+from memmod.ops.modes import transformed
 
 GATES = ("sigmoid", "identity", "hard")
 KEEPS = ("output", "gated")
@@ -67,13 +71,11 @@ def modulated_linear(
     if x.dim() < 2:
         raise SelectionError(f"x has shape {tuple(x.shape)}; with a selection it must be [rows, ..., features]")
     _check(x, memory, input_memory, index, weight.shape[0], weight.shape[1])
-    if transforms.active():
+    if transformed():
         call = LinearCall(x, weight, bias, memory, input_memory, index, gate, gate_bias, keep_gated=False)
         return _activated(transforms.modulated_linear(call), activation)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
-    y, _ = torch.ops.memmod.modulated_linear.default(
-        x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated
-    )
+    y = linear_op.apply(x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated)
     return _activated(y, activation)
 
 
@@ -126,13 +128,11 @@ def modulated_conv2d(
     if isinstance(padding, str):
         x, padding = _named_padding(x, weight, padding, stride, dilation)
         options = (stride, padding, dilation, groups)
-    if transforms.active():
+    if transformed():
         call = ConvCall(x, weight, bias, memory, input_memory, index, gate, gate_bias, False, *options)
         return _activated(transforms.modulated_conv2d(call), activation)
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
-    y, _ = torch.ops.memmod.modulated_conv2d.default(
-        x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated, *options
-    )
+    y = conv_op.apply(x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated, *options)
     return _activated(y, activation)
 
 
@@ -160,12 +160,11 @@ def modulate_output(
             f"dim is {dim}, but the channels of x {tuple(x.shape)} are at one of its dims after the first"
         )
     _check(x, memory, None, index, x.shape[dim], None)
-    if transforms.active():
+    if transformed():
         return transforms.modulate_output(OutputCall(x, memory, index, dim, gate, keep_gated=False))
-    y, _ = torch.ops.memmod.modulate_output.default(
+    return output_op.apply(
         x, memory, _usable(index), dim, gate, keep == "gated" and gate != "identity" and _learns(memory)
     )
-    return y
 
 
 def _activated(y: Tensor, activation: str | None) -> Tensor:

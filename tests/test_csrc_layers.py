@@ -1,4 +1,4 @@
-"""The C++ sources of the CPU kernels: no folder includes what stands above it, and only torch/ knows Python."""
+"""The C++ sources that torch's whole interface is compiled with: no folder includes what stands above it, and only torch/ knows Python."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 import memmod
 
-SOURCES = Path(memmod.__file__).resolve().parent.parent / "csrc/cpu"
+SOURCES = Path(memmod.__file__).resolve().parent.parent / "csrc"
 # What each folder may include beside itself.
 BELOW = {
     "base": set(),
@@ -18,7 +18,8 @@ BELOW = {
     "gemm": {"base", "micro"},
     "conv": {"base", "micro", "gates", "gemm"},
     "layers": {"base", "micro", "gates", "gemm", "conv"},
-    "torch": {"base", "micro", "gates", "gemm", "conv", "layers"},
+    "gpu": {"gates", "conv", "layers"},
+    "torch": {"base", "micro", "gates", "gemm", "conv", "layers", "gpu"},
 }
 
 pytestmark = pytest.mark.skipif(not SOURCES.is_dir(), reason="not run from a source tree")
@@ -37,9 +38,10 @@ def faults(folder: str, text: str) -> list[str]:
 
 
 def test_no_file_includes_what_stands_above_it():
-    files = [path for path in SOURCES.rglob("*") if path.is_file()]
-    assert {path.relative_to(SOURCES).parts[0] for path in files} == set(BELOW)
-    found = {path: faults(path.relative_to(SOURCES).parts[0], path.read_text(encoding="utf-8")) for path in files}
+    folders = {path: path.relative_to(SOURCES / "cpu").parts[0] for path in (SOURCES / "cpu").rglob("*.*")}
+    folders |= dict.fromkeys((SOURCES / "gpu").iterdir(), "gpu")
+    assert set(folders.values()) == set(BELOW)
+    found = {path: faults(folder, path.read_text(encoding="utf-8")) for path, folder in folders.items()}
     assert {path: lines for path, lines in found.items() if lines} == {}
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from memmod.ops import transforms
+from memmod.ops.modes import transformed
 
 
 class _Copy(NamedTuple):
@@ -41,7 +41,7 @@ def _cast_parameter(t: Tensor, dtype: torch.dtype) -> Tensor:
     if not _eligible(t, dtype):
         return t
     plain = type(t) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling() and not t.is_inference()
-    if t.requires_grad or not plain or not torch.is_autocast_cache_enabled() or transforms.active():
+    if t.requires_grad or not plain or not torch.is_autocast_cache_enabled() or transformed():
         return t.to(dtype)
     copy = _copies.get(t)
     fresh = copy is not None and copy.tensor.dtype is dtype and copy.tensor.device == t.device

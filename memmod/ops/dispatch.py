@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memmod.errors import BackendError
-from memmod.ops import transforms
+from memmod.ops.modes import ordinary
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 
@@ -37,9 +37,8 @@ class Kernel(NamedTuple):
 
 
 _kernels: dict[str, dict[str, Kernel]] = {}
-# By op, the function that serves ordinary calls by itself, with its own autograd and checks.
-_eager: dict[str, tuple[str, Callable[..., Any]]] = {}
-_PLAIN = (Tensor, torch.nn.Parameter, type(None))
+# By op and type of device, the function that serves ordinary calls by itself, with its own autograd and checks.
+_eager: dict[tuple[str, str], tuple[str, Callable[..., Any]]] = {}
 _unavailable: dict[str, str] = {
     "cpu": "the compiled CPU extension is not loaded",
     "triton": "no Triton kernels are registered",
@@ -78,9 +77,9 @@ def register(
     _unavailable.pop(backend, None)
 
 
-def register_eager(op: str, backend: str, run: Callable[..., Any]) -> None:
-    """Register what `eager` asks before `op`: it returns None where it does not serve a call."""
-    _eager[op] = (backend, run)
+def register_eager(op: str, device: str, backend: str, run: Callable[..., Any]) -> None:
+    """Register what `eager` asks before `op` for tensors of a type of device: None where it does not serve a call."""
+    _eager[op, device] = (backend, run)
 
 
 def eager(op: str, tensors: tuple[Tensor | None, ...], *options: Any) -> Tensor | None:
@@ -89,11 +88,11 @@ def eager(op: str, tensors: tuple[Tensor | None, ...], *options: Any) -> Tensor 
     None where there is none, or where a call is out of the ordinary (traced, transformed, a subclass, another device or
     dtype, a wrong shape or class, another backend forced); the op then serves it, or says what is wrong with it.
     """
-    if torch.compiler.is_compiling() or transforms.active():
+    if not ordinary(tensors):
         return None
     load()
-    backend, run = _eager.get(op, (None, None))
-    if run is None or _forced not in (None, backend) or not all(type(t) in _PLAIN for t in tensors):
+    backend, run = _eager.get((op, tensors[0].device.type), (None, None))
+    if run is None or _forced not in (None, backend):
         return None
     return run(*tensors, *options)
 
@@ -194,6 +193,7 @@ def load() -> None:
                 set_unavailable(backend, str(error))
             else:
                 provider.register()
+        importlib.import_module("memmod.ops.eager").register(_unavailable.keys())
         _loaded = True
 
 

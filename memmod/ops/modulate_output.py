@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,12 +55,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.options = (dim, gate)
 
 
-def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, run: Callable[..., Any], dy: Tensor | None) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 6
     kept, memory, index = saved_tensors(ctx, NAME)
     needs = list(ctx.needs_input_grad[:2])
-    dx, dmemory = torch.ops.memmod.modulate_output_backward.default(dy, kept, memory, index, *ctx.options, needs)
+    dx, dmemory = run(dy, kept, memory, index, *ctx.options, needs)
     return dx if needs[0] else None, dmemory if needs[1] else None, None, None, None, None
 
 
@@ -75,4 +76,5 @@ define(
     _run_backward,
     _fake_backward,
 )
-define_autograd(NAME, _setup_context, _backward)
+# Of the arguments of `OutputCall`.
+apply = define_autograd(NAME, _run, _run_backward, _setup_context, _backward)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,8 +63,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     layer_autograd.save(ctx, NAME, ConvCall(*inputs), output, dweight_reads_weight=True)
 
 
-def _backward(ctx: Any, dy: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients = layer_autograd.backward(ctx, NAME, torch.ops.memmod.modulated_conv2d_backward.default, dy)
+def _backward(ctx: Any, run: Callable[..., Any], dy: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients = layer_autograd.backward(ctx, NAME, run, dy)
     return *gradients, *[None] * 8
 
 
@@ -84,4 +84,5 @@ define(
     _run_backward,
     _fake_backward,
 )
-define_autograd(NAME, _setup_context, _backward)
+# Of the arguments of `ConvCall`.
+apply = define_autograd(NAME, _run, _run_backward, _setup_context, _backward)

@@ -11,18 +11,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from memmod.ops.calls import ConvCall, LayerCall, LinearCall, OutputCall
 from memmod.ops.define import check_classes
 from memmod.ops.gating import distinct
 
 _functorch = torch._C._functorch
-
-
-def active() -> bool:
-    """Whether a forward-mode level or a transform of `torch.func` is open, so that calls have to come here."""
-    return forward_ad._current_level >= 0 or _functorch.maybe_current_level() is not None
 
 
 def modulated_linear(call: LinearCall) -> Tensor:

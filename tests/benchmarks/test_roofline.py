@@ -178,7 +178,7 @@ def test_the_host_does_not_wait_inside_its_own_time() -> None:
 
 
 def test_rivals_on_a_gpu_name_memmod_by_backend_and_path() -> None:
-    memmods = ("memmod", "memmod triton", "memmod cuda", "memmod unfused")
+    memmods = ("memmod", "memmod triton", "memmod triton unfused", "memmod cuda", "memmod cuda unfused")
     assert rivals.rivals_on("cuda") == ("plain", "eager", "compile", *memmods)
     assert rivals.rivals_on("cpu") == tuple(rivals.RIVALS)
 
@@ -202,9 +202,9 @@ def test_a_way_is_taken_in_forward_and_backward_and_not_beyond(monkeypatch: pyte
     monkeypatch.setitem(rivals.RIVALS, "memmod", lambda layer: Spy.apply)
     layer = make_layer(Case("linear", "square", 4, 16, 16), "cpu")
     try:
-        for name in ("memmod triton", "memmod cuda", "memmod unfused", "memmod"):
+        for name in ("memmod triton", "memmod cuda", "memmod triton unfused", "memmod"):
             LayerRunner(name, layer, "forward+backward").once()
-        expected = [("triton", "fused"), ("cuda", None), ("triton", "unfused"), ("reference", None)]
+        expected = [("triton", "fused"), ("cuda", "fused"), ("triton", "unfused"), ("reference", None)]
         assert seen[::2] == seen[1::2] == expected
         assert dispatch.get_backend() == "reference" and gpu_policy._forced is None
     finally:
@@ -214,10 +214,10 @@ def test_a_way_is_taken_in_forward_and_backward_and_not_beyond(monkeypatch: pyte
 def test_a_way_that_cannot_be_taken_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "get_backend", lambda: None)
     monkeypatch.setattr(dispatch, "availability", lambda: {"triton": "no GPU", "cuda": None})
-    assert rivals.left_out("memmod triton", LAYER) == rivals.left_out("memmod unfused", LAYER) == "no GPU"
+    assert rivals.left_out("memmod triton", LAYER) == rivals.left_out("memmod triton unfused", LAYER) == "no GPU"
     assert rivals.left_out("memmod cuda", LAYER) is None
     monkeypatch.setattr(dispatch, "get_backend", lambda: "cuda")
-    assert rivals.left_out("memmod unfused", LAYER) == "backend cuda is forced"
+    assert rivals.left_out("memmod triton unfused", LAYER) == "backend cuda is forced"
     assert rivals.left_out("memmod cuda", LAYER) is None
     assert rivals.left_out("memmod", LAYER) is None
 
@@ -225,7 +225,7 @@ def test_a_way_that_cannot_be_taken_is_left_out_with_its_reason(monkeypatch: pyt
 def test_own_convolutions_run_in_nhwc_alone() -> None:
     comparison = LayerComparison(make_layer(CONVOLUTION, "cpu"), "forward")
     assert comparison.layouts_of("memmod triton") == comparison.layouts_of("memmod cuda") == ("NHWC",)
-    assert set(comparison.layouts_of("memmod unfused")) == set(comparison.layouts_of("plain")) == {"NCHW", "NHWC"}
+    assert set(comparison.layouts_of("memmod cuda unfused")) == set(comparison.layouts_of("plain")) == {"NCHW", "NHWC"}
     grouped = LayerComparison(make_layer(DEPTHWISE, "cpu"), "forward")
     assert set(grouped.layouts_of("memmod cuda")) == {"NCHW", "NHWC"}
     assert LayerComparison(make_layer(LAYER, "cpu"), "forward").layouts_of("memmod triton") == ("",)

@@ -26,6 +26,12 @@ def old_gpu(monkeypatch):
     monkeypatch.setattr(cuda_paths, "mma_sync_is_best", lambda device: True)
 
 
+@pytest.fixture
+def path():
+    yield gpu_policy.force
+    gpu_policy.force(None)
+
+
 def passed_over(case: Case, **changes) -> str | None:
     return cuda_paths.passes_over(case.op)(case.draw().replace(**changes).call)
 
@@ -34,35 +40,61 @@ def test_every_op_has_a_line_with_its_reason():
     assert cuda_paths.TABLE.keys() == CALLS.keys()
 
 
-def test_few_rows_of_a_linear_layer():
+# Rows, inputs and units of a product that Triton fuses: large, with few inputs.
+FUSED = (64, 256, 64, 256)
+
+
+def test_few_rows_of_a_linear_layer_and_products_that_are_not_fused():
     assert passed_over(Case("modulated_linear", (16, 33, 31))) is None
     assert passed_over(Case("modulated_linear", (2, 8, 33, 31))) is None
-    reason = passed_over(Case("modulated_linear", (17, 33, 31)))
-    assert reason.startswith("taken up to 16 rows")
-    assert cuda_paths.passes_over("modulated_linear_backward")(None) is not None
+    assert gpu_policy.linear_path(64, 64 * 256 * 256, whole_batch=False) == "fused"
+    assert passed_over(Case("modulated_linear", FUSED)).startswith("taken up to 16 rows")
+    assert gpu_policy.linear_path(64, 2 * 256 * 256, whole_batch=False) == "unfused"
+    assert passed_over(Case("modulated_linear", (2, *FUSED[1:]))) is None
+    assert passed_over(Case("modulated_linear", FUSED, "whole batch")) is None
 
 
-def test_the_tail_is_always_taken():
+def test_few_rows_are_left_to_the_library_where_that_is_forced(path):
+    call = Case("modulated_linear", (16, 33, 31)).draw().call
+    assert cuda_paths.few_rows(call)
+    path("unfused")
+    assert not cuda_paths.few_rows(call)
+
+
+def test_gradients_and_the_tail_are_always_taken():
     assert passed_over(Case("modulate_output", (4, 3))) is None
+    for op in ("modulated_linear_backward", "modulated_conv2d_backward", "modulate_output_backward"):
+        assert cuda_paths.passes_over(op)(None) is None
 
 
-def test_convolutions_that_would_be_fused_on_gpus_of_mma_sync(old_gpu):
+def test_convolutions_that_would_be_fused_are_its_own_on_gpus_of_mma_sync(old_gpu):
     assert gpu_policy.conv_path(16, 9, 16, 4 * 64 * 64, False) == "fused"
-    assert passed_over(LARGE) is None
-    backward = cuda_paths.passes_over("modulated_conv2d_backward")
-    frozen = [True, False, True, True, False]
-    call = ConvGradCall(*backward_args(LARGE.draw(), frozen))
-    assert backward(call) is None
-    assert backward(call._replace(needs=[True, True, True, True, False])) is not None
-    assert backward(call._replace(stride=(2, 2))) is not None
+    call = LARGE.draw().call
+    assert passed_over(LARGE) is None and cuda_paths.conv2d_path(call, True, False) == "fused"
+    assert not cuda_paths.by_library(call)
+    gradient = ConvGradCall(*backward_args(LARGE.draw(), [True, False, True, True, False]))
+    assert cuda_paths.conv2d_dx_is_own(gradient, True)
+    assert not cuda_paths.conv2d_dx_is_own(gradient, False)
+    assert not cuda_paths.conv2d_dx_is_own(gradient._replace(stride=(2, 2)), True)
 
 
-def test_convolutions_left_to_others(old_gpu):
-    assert passed_over(LARGE, x=LARGE.draw().x.contiguous()) is not None
-    assert passed_over(Case("modulated_conv2d", (4, 16, 8, 8, 16, 3), options=PADDED, **LAST)) is not None
-    assert passed_over(LARGE, index=torch.zeros(1, dtype=torch.int64)) is not None
+def test_the_same_are_left_to_triton_on_other_gpus(path):
+    call = LARGE.draw().call
+    assert passed_over(LARGE).startswith("taken where Triton would not fuse")
+    assert cuda_paths.conv2d_path(call, True, False) == "unfused" and cuda_paths.by_library(call)
+    path("fused")
+    assert cuda_paths.conv2d_path(call, True, False) == "fused"
+
+
+def test_convolutions_by_the_library(old_gpu):
     groups = Case("modulated_conv2d", (4, 16, 64, 64, 16, 3), options=(*PADDED, ("groups", 2)), **LAST)
-    assert passed_over(groups) is not None
+    small = Case("modulated_conv2d", (4, 16, 8, 8, 16, 3), options=PADDED, **LAST)
+    first = Case("modulated_conv2d", LARGE.shape, options=PADDED)
+    for case in (groups, small, first):
+        assert passed_over(case) is None
+        assert cuda_paths.by_library(case.draw().call)
+    whole = LARGE.draw().replace(index=torch.zeros(1, dtype=torch.int64)).call
+    assert cuda_paths.conv2d_path(whole, True, True) == "fold"
 
 
 @pytest.mark.parametrize(
@@ -82,10 +114,6 @@ def test_sizes_that_the_kernels_count_to(monkeypatch, shape, dim, reason):
     supports = gpu_supports("the CUDA kernel", cuda_kernels._unserved)["modulate_output"]
     got = supports(OutputCall(x, memory, index, dim, "sigmoid", False))
     assert got is None if reason is None else reason in got
-
-
-def test_convolutions_on_other_devices():
-    assert passed_over(LARGE).startswith("taken channels_last without groups")
 
 
 @pytest.mark.parametrize(

@@ -259,7 +259,8 @@ def test_output_changed_in_place_is_fine_without_a_memory_gradient(backend, case
     y = forward(problem)
     y += 1
     (dx,) = torch.autograd.grad(y, problem.x, problem.dy)
-    assert torch.equal(dx, run_op(problem)["dx"])
+    # A GPU may take another path where a memory's gradient is not asked for.
+    torch.testing.assert_close(dx, run_op(problem)["dx"])
 
 
 @each_case(CASES)

@@ -1,5 +1,5 @@
 // The Python module memmod._cpu: the ops as autograd functions in C++, without the dispatcher's and Python's cost per
-// call.
+// call; of CUDA tensors too, by csrc/gpu.
 //
 // A call that is out of the ordinary in any way (another device or dtype, a subclass, a mode, a transform, a wrong
 // shape, a class out of range) gives None, and the caller takes the op of torch.ops.memmod.
@@ -21,6 +21,7 @@
 #include "gates/gates.h"
 #include "gates/modulation.h"
 #include "gates/selection.h"
+#include "gpu/layers.h"
 #include "layers/layers.h"
 #include "layers/modulate_output.h"
 #include "layers/weight_cache.h"
@@ -34,10 +35,18 @@ using OptionalTensor = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Keys of plain CPU tensors, and of a thread that runs no mode and no transform.
+// Keys of plain tensors, and of a thread that runs no mode and no transform.
 const c10::DispatchKeySet kOrdinary(
-    {c10::DispatchKey::CPU, c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradCPU,
-     c10::DispatchKey::AutocastCPU, c10::DispatchKey::BackendSelect});
+    {c10::DispatchKey::CPU, c10::DispatchKey::CUDA, c10::DispatchKey::ADInplaceOrView, c10::DispatchKey::AutogradCPU,
+     c10::DispatchKey::AutogradCUDA, c10::DispatchKey::AutocastCPU, c10::DispatchKey::AutocastCUDA,
+     c10::DispatchKey::BackendSelect});
+
+// Tests run the layers of a GPU on the CPU.
+bool gpu_layers_on_cpu = false;
+
+bool on_gpu(const at::Tensor& x) {
+  return x.is_cuda() || gpu_layers_on_cpu;
+}
 
 // Not operator-, which leaves the bit of the backend.
 bool only_ordinary(c10::DispatchKeySet keys) {
@@ -53,8 +62,8 @@ bool ordinary_thread() {
          !c10::impl::TorchDispatchModeTLS::any_modes_set();
 }
 
-bool is_memory(const OptionalTensor& memory, int64_t width) {
-  return !memory.has_value() || (ordinary(*memory) && memory->dim() == 2 && memory->scalar_type() == at::kFloat &&
+bool is_memory(const OptionalTensor& memory, const at::Tensor& x, int64_t width) {
+  return !memory.has_value() || (ordinary(*memory) && memory->device() == x.device() && memory->dim() == 2 && memory->scalar_type() == at::kFloat &&
                                  memory->size(1) == width && memory->size(0) > 0);
 }
 
@@ -62,7 +71,9 @@ bool is_index(const at::Tensor& index, const at::Tensor& x, int64_t classes) {
   if (!ordinary(index) || index.scalar_type() != at::kLong || (index.dim() != 1 && index.dim() != 2)) {
     return false;
   }
-  return index.size(0) > 0 && x.size(0) % index.size(0) == 0 && in_range(index, classes);
+  // On a GPU a class out of range gives NaN: its value is not waited for.
+  return index.device() == x.device() && index.size(0) > 0 && x.size(0) % index.size(0) == 0 &&
+         (index.is_cuda() || in_range(index, classes));
 }
 
 bool learns(const OptionalTensor& memory) {
@@ -143,6 +154,10 @@ std::tuple<at::Tensor, at::Tensor> forward_of(
     const Call& call, const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias,
     const OptionalTensor& memory, const OptionalTensor& input_memory, const at::Tensor& index) {
   const Modulation modulation{memory, input_memory, index, call.gate, call.gate_bias, call.relu};
+  if (on_gpu(x)) {
+    return call.conv.has_value() ? gpu::conv2d_forward(x, weight, bias, modulation, call.keep_gated, *call.conv)
+                                 : gpu::linear_forward(x, weight, bias, modulation, call.keep_gated);
+  }
   return call.conv.has_value() ? conv2d_forward(x, weight, bias, modulation, call.keep_gated, *call.conv)
                                : linear_forward(x, weight, bias, modulation, call.keep_gated);
 }
@@ -200,7 +215,9 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
         .saved = optional(saved.y),
         .needs = call.needs};
     const Gradients gradients =
-        call.conv.has_value() ? conv2d_backward(grad_call, *call.conv) : linear_backward(grad_call);
+        on_gpu(dy) ? call.conv.has_value() ? gpu::conv2d_backward(grad_call, *call.conv) : gpu::linear_backward(grad_call)
+        : call.conv.has_value() ? conv2d_backward(grad_call, *call.conv)
+                                : linear_backward(grad_call);
     size_t place = 0;
     for (const at::Tensor* gradient :
          {&gradients.x, &gradients.weight, &gradients.bias, &gradients.memory, &gradients.input_memory}) {
@@ -263,12 +280,18 @@ struct OutputHolder : torch::CustomClassHolder {
   OutputCall call;
 };
 
+std::tuple<at::Tensor, at::Tensor> output_of(
+    const OutputCall& call, const at::Tensor& x, const at::Tensor& memory, const at::Tensor& index) {
+  return on_gpu(x) ? gpu::output_forward(x, memory, index, call.dim, call.gate, call.keep_gated)
+                   : output_forward(x, memory, index, call.dim, call.gate, call.keep_gated);
+}
+
 struct OutputFunction : torch::autograd::Function<OutputFunction> {
   static at::Tensor forward(
       AutogradContext* ctx, const at::Tensor& x, const at::Tensor& memory, const at::Tensor& index,
       const OutputCall& call) {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const auto [y, kept] = output_forward(x, memory, index, call.dim, call.gate, call.keep_gated);
+    const auto [y, kept] = output_of(call, x, memory, index);
     const at::Tensor none;
     ctx->set_materialize_grads(false);
     ctx->save_for_backward(
@@ -304,6 +327,13 @@ struct OutputFunction : torch::autograd::Function<OutputFunction> {
     RECORD_FUNCTION("memmod::modulate_output_backward", std::vector<c10::IValue>({dy}));
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
+    if (on_gpu(dy)) {
+      const auto gradients =
+          gpu::output_backward(dy, optional(y), memory, index, call.dim, call.gate, call.needs);
+      results[0] = gradients[0];
+      results[1] = gradients[1];
+      return results;
+    }
     const at::Tensor& like = y.defined() ? y : dy;
     const int64_t dim = call.dim < 0 ? call.dim + dy.dim() : call.dim;
     const bool last = has_channels(like, dim) && !like.is_contiguous();
@@ -321,9 +351,9 @@ struct OutputFunction : torch::autograd::Function<OutputFunction> {
 // Fields of dtype, device and layout that the kernels serve.
 bool serves(const at::Tensor& x, const at::Tensor& weight, const OptionalTensor& bias, int64_t dims) {
   return ordinary(x) && ordinary(weight) && has_type(x.scalar_type()) && weight.scalar_type() == x.scalar_type() &&
-         weight.dim() == dims &&
-         (!bias.has_value() || (ordinary(*bias) && bias->scalar_type() == x.scalar_type() && bias->dim() == 1 &&
-                                bias->size(0) == weight.size(0)));
+         weight.device() == x.device() && weight.dim() == dims &&
+         (!bias.has_value() || (ordinary(*bias) && bias->scalar_type() == x.scalar_type() &&
+                                bias->device() == x.device() && bias->dim() == 1 && bias->size(0) == weight.size(0)));
 }
 
 OptionalTensor layer(
@@ -331,7 +361,7 @@ OptionalTensor layer(
     const OptionalTensor& input_memory, const at::Tensor& index, const std::string& gate, bool gate_bias,
     bool keep_gated, bool relu, int64_t inputs, std::optional<ConvOptions> conv) {
   const int64_t classes = memory.has_value() ? memory->size(0) : input_memory->size(0);
-  if (!is_memory(memory, weight.size(0)) || !is_memory(input_memory, inputs) || !is_index(index, x, classes) ||
+  if (!is_memory(memory, x, weight.size(0)) || !is_memory(input_memory, x, inputs) || !is_index(index, x, classes) ||
       (input_memory.has_value() && input_memory->size(0) != classes) ||
       (gate != "sigmoid" && gate != "identity" && gate != "hard") ||
       (gate == "hard" && (learns(memory) || learns(input_memory)))) {
@@ -339,7 +369,7 @@ OptionalTensor layer(
   }
   Call call{{}, gate, parse_gate(gate), gate_bias, false, false, conv};
   call.keep_gated = learns(memory) && (keep_gated || !output_is_enough(call.gate, gate_bias, bias.has_value()));
-  call.relu = relu && memory.has_value() && !call.keep_gated;
+  call.relu = relu && memory.has_value() && !call.keep_gated && !on_gpu(x);
   const bool relu_is_left = relu && !call.relu;
   const pybind11::gil_scoped_release no_gil;
   RECORD_FUNCTION(
@@ -399,7 +429,7 @@ OptionalTensor output(
     bool keep_gated) {
   const int64_t dims = x.dim(), axis = dim < 0 ? dim + dims : dim;
   if (!ordinary_thread() || !ordinary(x) || !has_type(x.scalar_type()) || dims < 2 || axis < 1 || axis >= dims ||
-      x.numel() == 0 || !has_channels(x, axis) || !is_memory(memory, x.size(axis)) ||
+      x.numel() == 0 || (!on_gpu(x) && !has_channels(x, axis)) || !is_memory(memory, x, x.size(axis)) ||
       !is_index(index, x, memory.size(0)) || (gate != "sigmoid" && gate != "identity" && gate != "hard") ||
       (gate == "hard" && learns(memory))) {
     return std::nullopt;
@@ -413,7 +443,7 @@ OptionalTensor output(
     return OutputFunction::apply(x, memory, index, call);
   }
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return std::get<0>(output_forward(x, memory, index, dim, call.gate, false));
+  return std::get<0>(output_of(call, x, memory, index));
 }
 
 }  // namespace
@@ -424,6 +454,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("linear", memmod::cpu::linear, "modulated_linear, or None");
   module.def("conv2d", memmod::cpu::conv2d, "modulated_conv2d, or None");
   module.def("output", memmod::cpu::output, "modulate_output, or None");
+  module.def(
+      "gpu_layers_on_cpu", [](bool on) { memmod::cpu::gpu_layers_on_cpu = on; }, "for tests: CPU tensors go to csrc/gpu");
   module.def("packed_bytes", memmod::cpu::packed_bytes, "bytes of packed weights that are kept");
   module.def("isa", [] { return memmod::cpu::isa_name(); }, "instruction set of the kernels in use");
   module.def("set_isa", memmod::cpu::set_isa, "for tests: the kernels of another instruction set");

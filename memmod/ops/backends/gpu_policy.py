@@ -17,6 +17,8 @@ Path = Literal["fused", "unfused", "fold"]
 TABLE: dict[str, int] = {
     # Triton's products reach some 80 % of cuBLAS's on large square shapes: beyond 2048 inputs the tail is cheaper.
     "linear: fused up to inputs": 2048,
+    # Below, the tail is a few microseconds, and what launches it from C++ costs less of the host than Triton does.
+    "linear: fused from outputs": 1 << 22,
     # The same count with I x taps in place of I, and 50 to 60 % of cuDNN's speed expected of an implicit GEMM.
     "conv: fused up to inputs x taps": 576,
     # Below, tiles of 16 rows and columns are mostly padding, and cuDNN has kernels for depthwise and tiny layers.
@@ -27,8 +29,8 @@ TABLE: dict[str, int] = {
 _forced: Path | None = None
 
 
-def linear_path(inputs: int, whole_batch: bool) -> Path:
-    """For a linear layer (and a 1x1 convolution in channels_last) of `inputs` features.
+def linear_path(inputs: int, outputs: int, whole_batch: bool) -> Path:
+    """For a linear layer (and a 1x1 convolution in channels_last) of `inputs` features and, in all, `outputs` numbers.
 
     whole_batch: one selection for all samples, known from the index's shape ``[1]``; then the weight is small beside
     the rows, and one pass over it is cheaper than any over them.
@@ -37,7 +39,8 @@ def linear_path(inputs: int, whole_batch: bool) -> Path:
         return _forced if whole_batch or _forced != "fold" else "fused"
     if whole_batch:
         return "fold"
-    return "fused" if inputs <= TABLE["linear: fused up to inputs"] else "unfused"
+    few = inputs <= TABLE["linear: fused up to inputs"] and outputs >= TABLE["linear: fused from outputs"]
+    return "fused" if few else "unfused"
 
 
 def conv_path(inputs: int, taps: int, units: int, pixels: int, whole_batch: bool) -> Path:
@@ -48,6 +51,11 @@ def conv_path(inputs: int, taps: int, units: int, pixels: int, whole_batch: bool
         return "fold"
     few = inputs * taps <= TABLE["conv: fused up to inputs x taps"] and units >= TABLE["conv: fused from units"]
     return "fused" if few and pixels >= TABLE["conv: fused from pixels"] else "unfused"
+
+
+def forced() -> Path | None:
+    """What `force` made of the choice."""
+    return _forced
 
 
 def force(path: Path | None) -> None:

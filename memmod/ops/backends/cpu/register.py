@@ -25,10 +25,6 @@ def register() -> None:
         return
     for op, supports in _SUPPORTS.items():
         dispatch.register(op, "cpu", _unpacked(getattr(torch.ops.memmod_cpu, op).default), supports)
-    module = extension.module()
-    dispatch.register_eager("modulated_linear", "cpu", module.linear)
-    dispatch.register_eager("modulated_conv2d", "cpu", module.conv2d)
-    dispatch.register_eager("modulate_output", "cpu", module.output)
 
 
 def _unpacked(op: Callable[..., Any]) -> Callable[[tuple], Any]:

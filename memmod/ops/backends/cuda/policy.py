@@ -1,37 +1,36 @@
-"""Which calls the CUDA C++ kernels take by themselves on a GPU; the others go to Triton's, if those are there.
-
-By count (memmod/ops/backends/gpu_policy.py says of what), not measured; on a GPU `pytest benchmarks --benchmark-only`
-compares both.
-"""
+"""Which calls the CUDA C++ backend takes by itself on a GPU, and by which path; the others go to Triton's, if those are
+there."""
 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memmod.ops.backends.gpu_policy import conv_path
+from memmod.ops.backends import gpu_policy
+from memmod.ops.backends.gpu_policy import Path
 from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall
-from memmod.ops.layout import conv_output_size
+from memmod.ops.layout import conv_memory_format, conv_output_size
 
 # Rows that csrc/cuda/include/kernels.h serves in one reading of the weight.
 SMALL_ROWS = 16
-# By op, when the kernels are taken, with the reason.
+# By op, when the calls are taken, with the reason.
 TABLE: dict[str, tuple[str, str]] = {
     "modulate_output": ("always", "as many bytes as Triton's tail, and launched from C++ instead of Python"),
     "modulate_output_backward": ("always", "as many bytes as Triton's tail, and launched from C++ instead of Python"),
-    "modulated_linear": ("up to 16 rows", "the weight is read once and decides the time; no table of gates is made"),
-    "modulated_linear_backward": ("never", "its products are as large as the library's: Triton fuses the gates"),
+    "modulated_linear": (
+        "up to 16 rows, and where Triton would not fuse the gates",
+        "few rows read the weight once, in a kernel of their own; else the library's product and the tail",
+    ),
+    "modulated_linear_backward": ("always", "the tail that sums the memory's gradient writes the product's operand"),
     "modulated_conv2d": (
-        "channels_last without groups, where Triton's would be fused, on sm_8x and sm_12x",
-        "mma.sync is those GPUs' fastest instruction; sm_90 and sm_100 have others, which Triton uses",
+        "where Triton would not fuse the gates, and in channels_last without groups on sm_8x and sm_12x",
+        "mma.sync is those GPUs' fastest instruction; sm_90 and sm_100 have others, which the library uses",
     ),
-    "modulated_conv2d_backward": (
-        "as forward, with stride 1 and frozen weights",
-        "a stride leaves most taps of a pixel without a term, and the library computes dW and dx together",
-    ),
+    "modulated_conv2d_backward": ("always", "the tail that sums the memory's gradient writes the product's operand"),
 }
 
 
@@ -40,36 +39,74 @@ def passes_over(op: str) -> Any:
     condition, reason = TABLE[op]
     message = f"taken {condition}: {reason}"
     takes = _TAKES.get(op)
-    if takes is None:
-        return lambda call: None if condition == "always" else message
-    return lambda call: None if takes(call) else message
+    return lambda call: None if takes is None or takes(call) else message
+
+
+def few_rows(call: LinearCall) -> bool:
+    """Whether the kernel for few rows serves the call."""
+    rows = math.prod(call.x.shape[:-1])
+    return gpu_policy.forced() != "unfused" and 0 < rows <= SMALL_ROWS and call.weight.shape[0] > 0
+
+
+def by_library(call: ConvCall) -> bool:
+    """Whether a convolution that this backend takes is the library's."""
+    return conv2d_path(call, _channels_last(call), False) != "fused"
+
+
+def conv2d_path(call: ConvCall, channels_last: bool, whole_batch: bool) -> Path:
+    """The kernel of csrc/cuda where it pays, or is forced; else the library's convolution."""
+    pixels, forced = _pixels(call), gpu_policy.forced()
+    served = call.groups == 1 and channels_last and min(call.weight.numel(), pixels) > 0
+    own = _is_best(call.x, call.weight, pixels) if forced is None else forced == "fused"
+    if served and own and not (whole_batch and forced is None):
+        return "fused"
+    return "fold" if whole_batch and call.groups == 1 else "unfused"
+
+
+def conv2d_dx_is_own(call: ConvGradCall, channels_last: bool) -> bool:
+    """Whether the kernel of csrc/cuda computes the gradient of a convolution's input."""
+    if call.groups > 1 or not channels_last or call.dy.numel() == 0 or math.prod(call.x_shape) == 0:
+        return False
+    if gpu_policy.forced() is not None:
+        return gpu_policy.forced() == "fused"
+    # A stride leaves most taps of a pixel without a term.
+    pixels = call.dy.shape[0] * call.dy.shape[2] * call.dy.shape[3]
+    return max(call.stride) == 1 and _is_best(call.dy, call.weight, pixels)
 
 
 def _linear(call: LinearCall) -> bool:
-    return call.x.numel() <= SMALL_ROWS * call.weight.shape[1]
+    units, inputs = call.weight.shape
+    outputs = call.x.numel() // max(1, inputs) * units
+    return few_rows(call) or gpu_policy.linear_path(inputs, outputs, call.index.shape[0] == 1) != "fused"
 
 
 def _conv2d(call: ConvCall) -> bool:
-    x, weight = call.x, call.weight
-    height, width = conv_output_size(x.shape, weight.shape, call.stride, call.padding, call.dilation)
-    return _fused(x, weight, x.shape[0] * height * width, call.index, call.groups)
+    if call.groups > 1 or not _channels_last(call):
+        return True
+    units, inputs, *kernel = call.weight.shape
+    whole_batch, pixels = call.index.shape[0] == 1, _pixels(call)
+    if kernel == [1, 1] and max(call.stride) == 1 and max(call.padding) == 0:
+        return gpu_policy.linear_path(inputs, pixels * units, whole_batch) != "fused"
+    triton = gpu_policy.conv_path(inputs, math.prod(kernel), units, pixels, whole_batch)
+    return triton != "fused" or mma_sync_is_best(call.x.device)
 
 
-def _conv2d_backward(call: ConvGradCall) -> bool:
-    dy, weight, need_dweight = call.dy, call.weight, call.needs[1]
-    if weight is None or need_dweight or max(call.stride) > 1:
-        return False
-    return _fused(dy, weight, dy.shape[0] * dy.shape[2] * dy.shape[3], call.index, call.groups)
+_TAKES = {"modulated_linear": _linear, "modulated_conv2d": _conv2d}
 
 
-def _fused(x: Tensor, weight: Tensor, pixels: int, index: Tensor, groups: int) -> bool:
-    if groups > 1 or not x.is_contiguous(memory_format=torch.channels_last) or not mma_sync_is_best(x.device):
-        return False
+def _channels_last(call: ConvCall) -> bool:
+    return conv_memory_format(call.x, call.weight) is torch.channels_last
+
+
+def _pixels(call: ConvCall) -> int:
+    size = conv_output_size(call.x.shape, call.weight.shape, call.stride, call.padding, call.dilation)
+    return call.x.shape[0] * math.prod(size)
+
+
+def _is_best(x: Tensor, weight: Tensor, pixels: int) -> bool:
     units, inputs, kernel_h, kernel_w = weight.shape
-    return conv_path(inputs, kernel_h * kernel_w, units, pixels, index.shape[0] == 1) == "fused"
-
-
-_TAKES = {"modulated_linear": _linear, "modulated_conv2d": _conv2d, "modulated_conv2d_backward": _conv2d_backward}
+    path = gpu_policy.conv_path(inputs, kernel_h * kernel_w, units, pixels, whole_batch=False)
+    return path == "fused" and mma_sync_is_best(x.device)
 
 
 @functools.cache

@@ -3,17 +3,16 @@ convolutions in channels_last, and the passes around the library's products."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from memmod.ops.backends.cuda.policy import SMALL_ROWS
+from memmod.ops.backends.cuda import policy
 from memmod.ops.backends.gpu.output import modulate
 from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives, contiguous
 from memmod.ops.backends.gpu_policy import Path
-from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall
+from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall, LinearGradCall
 from memmod.ops.layout import Channels, empty_channels_last
 
 GATES = {"sigmoid": 0, "identity": 1, "hard": 2}
@@ -56,8 +55,7 @@ class CudaPrimitives(Primitives):
         return dmemory
 
     def linear_path(self, call: LinearCall, whole_batch: bool) -> Path:
-        rows, units = math.prod(call.x.shape[:-1]), call.weight.shape[0]
-        return "fused" if 0 < rows <= SMALL_ROWS and units > 0 else "unfused"
+        return "fused" if policy.few_rows(call) else "fold" if whole_batch else "unfused"
 
     def linear(
         self, call: LinearCall, s_in: Gates | None, s_out: Gates | None, keep: Keep | None
@@ -79,9 +77,11 @@ class CudaPrimitives(Primitives):
         )
         return y, saved
 
+    def linear_dx_path(self, call: LinearGradCall, whole_batch: bool) -> Path:
+        return "fold" if whole_batch else "unfused"
+
     def conv2d_path(self, call: ConvCall, size: Sequence[int], channels_last: bool, whole_batch: bool) -> Path:
-        numbers = math.prod(size) * call.x.shape[0] * call.weight.numel()
-        return "fused" if call.groups == 1 and channels_last and numbers > 0 else "unfused"
+        return policy.conv2d_path(call, channels_last, whole_batch)
 
     def conv2d(
         self, call: ConvCall, size: Sequence[int], s_in: Gates | None, s_out: Gates | None, keep: Keep | None
@@ -104,8 +104,9 @@ class CudaPrimitives(Primitives):
         return y, saved
 
     def conv2d_dx_path(self, call: ConvGradCall, channels_last: bool, whole_batch: bool) -> GradientPath:
-        numbers = call.dy.numel() * math.prod(call.x_shape)
-        return "product" if call.groups == 1 and channels_last and numbers > 0 else "unfused"
+        if policy.conv2d_dx_is_own(call, channels_last):
+            return "product"
+        return "fold" if whole_batch and call.groups == 1 else "unfused"
 
     def conv2d_dx(self, dz: Tensor, call: ConvGradCall, in_gates: Gates | None, out_gates: Gates | None) -> Tensor:
         dx = empty_channels_last(dz, call.x_shape[1], call.x_shape[2:])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memmod.ops.backends.gpu.output import memory_gradient, modulate, sums_along
-from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives
+from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives, contiguous
 from memmod.ops.backends.gpu_policy import Path
 from memmod.ops.calls import ConvCall, ConvGradCall, LayerCall, LayerGradCall, LinearCall, LinearGradCall
 from memmod.ops.layout import conv_memory_format, conv_output_size
@@ -120,7 +120,8 @@ def _by_library(
 ) -> tuple[Tensor, Tensor | None]:
     """(y, saved) by the library's layer(x, weight, bias)."""
     s_in, s_out = _gates(kernels, call)
-    bias = call.bias
+    # With other strides the library takes another kernel, and gives other bits.
+    bias = contiguous(call.bias)
     if path == "fold":
         if bias is not None and s_out is not None and call.gate_bias:
             bias = (bias.float() * _multipliers(kernels, s_out)).to(bias.dtype)

@@ -73,8 +73,8 @@ class Primitives(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """(y ``[k·B, …, O]``, what `keep` asks for) where the path is "fused"."""
 
-    def linear_dx_path(self, call: LinearGradCall, whole_batch: bool) -> Path:
-        return "unfused"
+    @abstractmethod
+    def linear_dx_path(self, call: LinearGradCall, whole_batch: bool) -> Path: ...
 
     def linear_dx(self, dz: Tensor, call: LinearGradCall, in_gates: Gates | None, out_gates: Gates | None) -> Tensor:
         """out_gates ⊙ ((in_gates ⊙ dz) W) for dz ``[rows, O]``, where the path is "fused"."""

@@ -4,6 +4,7 @@ product, k x k ones in channels_last by an implicit one, both with the gates ins
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +52,8 @@ class TritonPrimitives(Primitives):
         return class_sums(a, b, gates.memory, gates.index, gates.gate)
 
     def linear_path(self, call: LinearCall, whole_batch: bool) -> Path:
-        return gpu_policy.linear_path(call.weight.shape[1], whole_batch)
+        units, inputs = call.weight.shape
+        return gpu_policy.linear_path(inputs, call.x.numel() // max(1, inputs) * units, whole_batch)
 
     def linear(
         self, call: LinearCall, s_in: TableGates | None, s_out: TableGates | None, keep: Keep | None
@@ -61,7 +63,7 @@ class TritonPrimitives(Primitives):
         return y, matmul(rows, weight, y, b_columns=True, **_epilogue(call, s_in, s_out, keep))
 
     def linear_dx_path(self, call: LinearGradCall, whole_batch: bool) -> Path:
-        return gpu_policy.linear_path(call.x_shape[-1], whole_batch)
+        return gpu_policy.linear_path(call.dy.shape[-1], math.prod(call.x_shape), whole_batch)
 
     def linear_dx(
         self, dz: Tensor, call: LinearGradCall, in_gates: TableGates | None, out_gates: TableGates | None
@@ -130,7 +132,7 @@ def _conv2d_path(call: ConvCall | ConvGradCall, pixels: int, channels_last: bool
     units, inputs, kernel_h, kernel_w = call.weight.shape
     product = call.groups == 1 and channels_last
     if product and _pointwise(call):
-        return gpu_policy.linear_path(inputs, whole_batch)
+        return gpu_policy.linear_path(inputs, pixels * units, whole_batch)
     path = gpu_policy.conv_path(inputs, kernel_h * kernel_w, units, pixels, whole_batch)
     if path == "fused":
         return "fused" if product else "unfused"

@@ -1,0 +1,138 @@
+"""The C++ functions behind memmod.functional for a GPU's tensors: bit for bit what the ops give. Under the host shim
+(`pytest -p tests.cuda.plugin`) they run on the CPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from memmod import functional
+from memmod.ops import dispatch, eager
+from memmod.ops.backends import gpu_policy
+from memmod.ops.backends.cpu import extension
+from memmod.ops.backends.cuda import register as cuda_kernels
+from tests.ops.bounds import run_op
+from tests.ops.problems import Case
+from tests.ops.test_eager import CASES as ANYWHERE
+from tests.ops.test_eager import PADDED, call, run, same
+
+dispatch.load()
+HOST = cuda_kernels.device_type() == "cpu"
+MISSING = None if HOST else dispatch.availability()["cuda"]
+pytestmark = [
+    *([] if HOST else [pytest.mark.gpu]),
+    pytest.mark.skipif(MISSING is not None, reason=f"cuda: {MISSING}"),
+    pytest.mark.skipif(extension.module() is None, reason=f"cpu: {dispatch.availability()['cpu']}"),
+]
+
+LAST = {"layout": "channels_last", "dy_layout": "channels_last"}
+CASES = [
+    *(case for case in ANYWHERE if case.dtype != torch.bfloat16 or not HOST),
+    Case("modulated_linear", (12, 33, 31), "whole batch", granularity="unit+input"),
+    Case("modulated_linear", (4, 9, 24, 32), "sets", gate="identity", granularity="unit+input", gate_bias=False),
+    Case("modulated_linear", (4, 24, 32), "sets", keep_gated=True, granularity="unit+input"),
+    Case("modulated_conv2d", (6, 8, 7, 5, 12, 3), "sets", gate="identity", granularity="unit+input", **LAST),
+    Case("modulated_conv2d", (6, 8, 7, 5, 12, 3), "whole batch", granularity="unit+input", options=PADDED, **LAST),
+    Case("modulated_conv2d", (6, 8, 7, 5, 8, 3), granularity="unit+input", options=(("groups", 8), *PADDED), **LAST),
+    Case("modulate_output", (6, 31, 7, 5), "sets", layout="transposed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def answers(monkeypatch):
+    """For each call since, whether a C++ function for a GPU served it."""
+    found: list[bool] = []
+
+    def watch(serve, *args):
+        y = serve(*args)
+        found.append(y is not None)
+        return y
+
+    module, device = extension.module(), cuda_kernels.device_type()
+    serves = {"modulated_linear": module.linear, "modulated_conv2d": module.conv2d, "modulate_output": module.output}
+    for op, serve in serves.items():
+        monkeypatch.setitem(dispatch._eager, (op, device), ("cuda", partial(watch, eager.on_gpu(op, serve))))
+    forced, path = dispatch.get_backend(), gpu_policy.forced()
+    dispatch.set_backend("cuda")
+    gpu_policy.force(None)
+    module.gpu_layers_on_cpu(HOST)
+    yield found
+    module.gpu_layers_on_cpu(False)
+    gpu_policy.force(path)
+    dispatch.set_backend(forced)
+
+
+def draw(case, seed: int = 0):
+    return case.draw(seed).to(cuda_kernels.device_type())
+
+
+def assert_same(got, expected, case) -> None:
+    if HOST and case.op == "modulated_conv2d":
+        # The bits of the CPU's convolutions follow the addresses of what they are given.
+        torch.testing.assert_close(got, expected)
+        assert {n: t.stride() for n, t in got.items()} == {n: t.stride() for n, t in expected.items()}
+    else:
+        same(got, expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_the_op(case, answers, poisoned):
+    problem = draw(case)
+    assert_same(run(problem), run_op(problem), case)
+    assert answers == [True]
+
+
+@pytest.mark.parametrize("needs", [("memory",), ("x",), ("x", "memory"), ("weight",), ("bias", "memory")])
+@pytest.mark.parametrize("case", CASES[:1] + CASES[9:11], ids=str)
+def test_any_set_of_gradients_equals_the_op(case, needs, answers):
+    problem = draw(case)
+    assert_same(run(problem, needs), run_op(problem, needs), case)
+    assert answers == [True]
+
+
+@pytest.mark.parametrize("case", [c for c in ANYWHERE if c.op != "modulate_output"][:11:5], ids=str)
+def test_a_relu_stands_behind(case, answers):
+    problem = draw(case)
+    with torch.no_grad():
+        assert torch.equal(call(problem, "relu"), torch.relu(call(problem)))
+    assert answers == [True, True]
+
+
+def test_few_rows_take_their_kernel_and_a_forced_library_does_not(answers):
+    problem = draw(Case("modulated_linear", (4, 24, 32)))
+    with torch.no_grad():
+        call(problem)
+        gpu_policy.force("unfused")
+        y = call(problem)
+    assert answers == [True, False]
+    torch.testing.assert_close(y, run_op(problem)["y"])
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "identity"])
+def test_differentiating_a_gradient_is_refused(gate):
+    p = draw(Case("modulated_linear", (6, 5, 33, 31), gate=gate, keep_gated=True))
+    memory, x = p.memory.clone().requires_grad_(), p.x.clone().requires_grad_()
+    dx, _ = torch.autograd.grad(call(p.replace(memory=memory, x=x)), (x, memory), p.dy, create_graph=True)
+    with pytest.raises(RuntimeError, match="has no second-order gradients"):
+        dx.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, w, m, i: (x[0], w, m, i),
+        lambda x, w, m, i: (x, w, m[:, 1:], i),
+        lambda x, w, m, i: (x, w, m, i[:, None, None]),
+        lambda x, w, m, i: (x, w, m, i[:3]),
+        lambda x, w, m, i: (x, w, m.cpu().half().to(m.device), i),
+    ],
+)
+def test_what_is_wrong_is_said(wrong):
+    p = draw(Case("modulated_linear", (4, 24, 32)))
+    from memmod.errors import SelectionError
+
+    x, weight, memory, index = wrong(p.x, p.weight, p.memory, p.index)
+    with pytest.raises(SelectionError):
+        functional.modulated_linear(x, weight, None, memory, index)
