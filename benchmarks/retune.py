@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from memmod.ops import dispatch
+from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.triton import register as triton_kernels
 
 if TYPE_CHECKING:
@@ -71,29 +75,55 @@ def _largest(t: Tensor) -> float:
     return t.abs().max().item()
 
 
+@contextmanager
+def on_path(point: Point) -> Iterator[None]:
+    """The backend and the path of a point; the library's product has the tail that launches faster."""
+    path = getattr(point, "path", None)
+    by_cuda = path == "unfused" and dispatch.availability()["cuda"] is None
+    forced = dispatch.get_backend()
+    dispatch.set_backend("cuda" if by_cuda else "triton")
+    gpu_policy.force(path)
+    try:
+        yield
+    finally:
+        gpu_policy.force(None)
+        dispatch.set_backend(forced)
+
+
 def measurer(device: str, report: bool = True) -> Measure:
     """Checks a point's result, then times it with `triton.testing.do_bench`."""
     import triton.testing
 
-    from memmod.ops.backends import gpu_policy
-
     def measure(point: Point) -> float:
-        path = getattr(point, "path", None)
-        gpu_policy.force(path)
-        # The library's product has the tail that launches faster.
-        dispatch.set_backend("cuda" if path == "unfused" and dispatch.availability()["cuda"] is None else "triton")
-        try:
+        with on_path(point):
             run = point.prepare(device)
             check(point, run(), device)
-            seconds = triton.testing.do_bench(run, return_mode="median") / 1e3
-        finally:
-            gpu_policy.force(None)
-            dispatch.set_backend(None)
+            seconds = triton.testing.do_bench(run, warmup=10, rep=50, return_mode="median") / 1e3
         if report:
             print(f"{seconds * 1e6:9.1f} µs  {point}", file=sys.stderr)
         return seconds
 
     return measure
+
+
+def compile_ahead(points: Sequence[Point], device: str, processes: int) -> None:
+    """Runs each point once, in processes of their own: Triton then has every kernel, which takes it seconds each."""
+    shares = [(points[start::processes], device) for start in range(processes)]
+    # CUDA does not survive a fork.
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        pool.starmap(_run_once, shares)
+
+
+def _run_once(points: Sequence[Point], device: str) -> None:
+    for point in points:
+        try:
+            with on_path(point):
+                point.prepare(device)()
+            torch.cuda.synchronize()
+        except Exception:  # noqa: S110
+            # Measuring it says what is wrong with it.
+            pass
+        torch.cuda.empty_cache()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     where = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, triton {triton.__version__}"
     measure = measurer(str(device))
+    compile_ahead(tuning.every_point(named, architecture(device)), str(device), min(16, os.cpu_count() or 1))
     if "paths" in named:
         print("# memmod/ops/backends/gpu_policy.py")
         print(tuning.paths_table(measure, tuning.path_points(), where))

@@ -172,8 +172,11 @@ LAYERS: dict[str, tuple[tuple[int, int, int], ...]] = {
 }
 CANDIDATES: dict[int, tuple[MatmulConfig, ...]] = {
     2: (
+        MatmulConfig(128, 256, 64, 8, 8, 4),
         MatmulConfig(128, 256, 64, 8, 8, 3),
+        MatmulConfig(256, 128, 64, 8, 8, 3),
         MatmulConfig(128, 128, 64, 8, 8, 3),
+        MatmulConfig(128, 128, 64, 8, 4, 4),
         MatmulConfig(128, 128, 64, 8, 4, 3),
         MatmulConfig(128, 128, 32, 8, 8, 4),
         MatmulConfig(64, 128, 64, 8, 4, 3),
@@ -204,6 +207,27 @@ def tile_points(dtype: str) -> list[TilePoint]:
         for rows, units, inputs in layers
         for forward in (True, False)
     ]
+
+
+def tile_candidates(dtype: str, arch: int) -> list[MatmulConfig]:
+    """What is measured, and what the table now in force has."""
+    itemsize = DTYPES[dtype].itemsize
+    return list(dict.fromkeys((*CANDIDATES[itemsize], *configs.MATMUL[arch, itemsize])))
+
+
+def every_point(tables: Iterable[str], arch: int, dtypes: Iterable[str] = ("bf16", "fp32")) -> list[Point]:
+    """All that the tables named measure."""
+    points: list[Point] = []
+    if "paths" in tables:
+        points += [point._replace(path=path) for point in path_points() for path in ("unfused", "fused")]
+    if "tiles" in tables:
+        points += [
+            point._replace(config=config)
+            for dtype in dtypes
+            for point in tile_points(dtype)
+            for config in tile_candidates(dtype, arch)
+        ]
+    return points
 
 
 def measured(measure: Measure, point: Point, failures: list[str]) -> float:
@@ -274,8 +298,7 @@ def tiles_table(measure: Measure, arch: int, where: str, dtypes: Sequence[str] =
     failures: list[str] = []
     lines = []
     for dtype in dtypes:
-        points, itemsize = tile_points(dtype), DTYPES[dtype].itemsize
-        candidates = list(dict.fromkeys((*CANDIDATES[itemsize], *configs.MATMUL[arch, itemsize])))
+        points, candidates = tile_points(dtype), tile_candidates(dtype, arch)
         times = {
             point: {c: measured(measure, point._replace(config=c), failures) for c in candidates} for point in points
         }
@@ -283,7 +306,7 @@ def tiles_table(measure: Measure, arch: int, where: str, dtypes: Sequence[str] =
         cost = _cost(times, table, arch)
         comment = f"Measured on {where} in {dtype}, time over the best candidate's: "
         comment += ", ".join(f"{bucket} {math.exp(log):.2f}" for bucket, log in cost.items()) + "."
-        lines += [*_comment(comment, 4), f"    ({arch}, {itemsize}): ("]
+        lines += [*_comment(comment, 4), f"    ({arch}, {DTYPES[dtype].itemsize}): ("]
         lines += [f"        MatmulConfig({', '.join(map(str, config))})," for config in table] + ["    ),"]
     return "\n".join([*lines, *_failed(failures)])
 
