@@ -136,8 +136,8 @@ KERNEL_TESTS := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv
   tests/ops/test_determinism.py tests/ops/test_gradients.py tests/ops/test_torch_library.py
 # What Triton's interpreter serves of them: neither fp64 nor bf16, and its library products follow the threads.
 INTERPRETED = $(KERNEL_TESTS) -k "not gradcheck and not autocast and not threads"
-# What the CUDA kernels serve: not fp64; the library's products beside them follow the threads.
-ON_HOST = $(KERNEL_TESTS) -k "not gradcheck and not threads"
+# What the CUDA kernels serve, and the C++ that calls them: not fp64; the library's products beside them follow the threads.
+ON_HOST = $(KERNEL_TESTS) tests/ops/test_eager_on_gpu.py -k "not gradcheck and not threads"
 
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
