@@ -1,4 +1,4 @@
-"""The C++ sources that torch's whole interface is compiled with: no folder includes what stands above it, and only torch/ knows Python."""
+"""The C++ sources of csrc/cpu and csrc/gpu: no folder includes what stands above it, and only torch/ knows Python."""
 
 from __future__ import annotations
 

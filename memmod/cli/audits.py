@@ -118,6 +118,7 @@ def audit(
     epilog=examples(
         "memmod compare runs/digits-resnet-unlearned --forget 3,8",
         "memmod compare runs/fashion-mnist-resnet-unlearned --methods scrub,ssd --no-tuned",
+        "memmod compare runs/fashion-mnist-resnet-unlearned --tune-on shirt,sandal",
     ),
 )
 def compare(
@@ -130,6 +131,10 @@ def compare(
         str | None, typer.Option(help="Names of methods, separated by commas.", show_default="all")
     ] = None,
     tuned: Annotated[bool, typer.Option(help="Also with settings chosen on held-out training images.")] = True,
+    tune_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Choose settings on these classes, for all of them.", show_default="each class by itself"),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Oracles of each class that distances are to.")] = 2,
     quick: Annotated[bool, typer.Option("--quick", help="Probes on fewer images.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
@@ -158,7 +163,14 @@ def compare(
     dataset = found[0].load_data(data_root)
     chosen = {} if methods is None else {"methods": tuple(name.strip() for name in methods.split(",") if name.strip())}
     options = CompareOptions(
-        tuned=tuned, seeds=seeds, quick=quick, threshold=threshold, seed=seed, oracles=oracles, **chosen
+        tuned=tuned,
+        tune_on=parse_classes(tune_on, names, "--tune-on") if tune_on else None,
+        seeds=seeds,
+        quick=quick,
+        threshold=threshold,
+        seed=seed,
+        oracles=oracles,
+        **chosen,
     )
     folder = out or runs[0].with_name(f"{runs[0].name}-compared")
     quiet = Console(stderr=True)

@@ -53,6 +53,7 @@ class CompareOptions:
     Args:
         methods: names of `METHODS`.
         tuned: also with settings chosen on held-out training images.
+        tune_on: the classes whose forgetting chooses a method's settings, for all classes; None: each class its own.
         seeds: oracles behind each distance, at least 1.
         quick: probes on fewer images.
         threshold: gates of baked networks below it are exactly 0.
@@ -62,6 +63,7 @@ class CompareOptions:
 
     methods: tuple[str, ...] = tuple(METHODS)
     tuned: bool = True
+    tune_on: tuple[int, ...] | None = None
     seeds: int = 2
     quick: bool = False
     threshold: float = 0.3
@@ -102,7 +104,8 @@ class Entry:
 class Line:
     """A method with one choice of settings, over all classes.
 
-    `shared_seconds` and `shared_bytes` are of what serves all classes at once: one round, one file.
+    `shared_seconds`, `shared_bytes` and `shared_tuning_seconds` are of what serves all classes at once: one round, one
+    file, one search.
     """
 
     method: str
@@ -110,6 +113,7 @@ class Line:
     entries: tuple[Entry, ...]
     shared_seconds: float = 0.0
     shared_bytes: float = 0.0
+    shared_tuning_seconds: float = 0.0
 
     def mean(self, figure: str) -> float:
         """Over the classes that have it."""
@@ -124,6 +128,10 @@ class Line:
     @property
     def seconds(self) -> float:
         return self.shared_seconds + math.fsum(e.seconds for e in self.entries if not math.isnan(e.seconds))
+
+    @property
+    def tuning_seconds(self) -> float:
+        return self.shared_tuning_seconds + math.fsum(entry.tuning_seconds for entry in self.entries)
 
     @property
     def bytes(self) -> float:
@@ -145,7 +153,7 @@ class Line:
             number(self.mean("total variation")),
             f"{self.mean('probe excess'):+.3f}",
             f"{self.seconds:.0f}",
-            f"{math.fsum(entry.tuning_seconds for entry in self.entries):.0f}",
+            f"{self.tuning_seconds:.0f}",
             f"{self.bytes:.0f}",
         )
 
@@ -155,6 +163,7 @@ class Line:
             "method": self.method,
             "settings": self.settings,
             "seconds": self.seconds,
+            "tuning_seconds": self.tuning_seconds,
             "bytes": self.bytes,
             "classes": [asdict(entry) for entry in self.entries],
         }
@@ -216,11 +225,11 @@ def compare(
     }
     parts = Parts((options.oracles or oracle_folder(base)) / PARTS)
     bench = _Workbench(base, dataset, oracles, options, parts, data_hash(dataset))
-    settings = (DEFAULTS, TUNED) if options.tuned else (DEFAULTS,)
+    kinds = (DEFAULTS, TUNED) if options.tuned else (DEFAULTS,)
     chosen = [
         (get_method(name), kind)
         for name in options.methods
-        for kind in settings
+        for kind in kinds
         if kind == DEFAULTS or get_method(name).grid
     ]
     steps, done = len(forget) * (len(runs) + len(chosen)), 0
@@ -245,7 +254,9 @@ def compare(
         for c in forget:
             entries.append(bench.of_method(method, kind, c))
             told(method.name, c)
-        lines.append(Line(method.name, kind if method.grid else "no settings", tuple(entries)))
+        shared = bench.shared_search(method)["seconds"] if kind == TUNED and options.tune_on else 0.0
+        settings = kind if method.grid else "no settings"
+        lines.append(Line(method.name, settings, tuple(entries), shared_tuning_seconds=shared))
     comparison = Comparison(Path(out), tuple(lines))
     _write(comparison, runs, forget, dataset, options)
     return comparison
@@ -277,7 +288,7 @@ class _Workbench:
     def of_method(self, method: Method, kind: str, c: int) -> Entry:
         key = self._key(method.name, c) | {"kind": kind, "defaults": asdict(method.config())}
         if kind == TUNED:
-            key["grid"] = {name: list(values) for name, values in method.grid.items()}
+            key |= self._search(method)
         return self._kept(key, lambda: self._measured(method, kind, c))
 
     def _measured(self, method: Method, kind: str, c: int) -> Entry:
@@ -285,15 +296,42 @@ class _Workbench:
         seconds = 0.0
         try:
             config = method.config()
-            if kind == TUNED:
+            if kind == TUNED and self.options.tune_on:
+                found = self.shared_search(method)
+                if found["failed"] is not None:
+                    raise Diverged(found["failed"])
+                config = method.config(**found["config"])
+            elif kind == TUNED:
                 start = time.monotonic()
-                config = tune(method, task, self.options.seed).config
+                config = tune(method, task, seed=self.options.seed).config
                 seconds = time.monotonic() - start
             outcome = unlearn_with(method, task, config)
         except Diverged as error:
             return Entry(c, tuning_seconds=seconds, failed=str(error))
         figures = self._figures(outcome.network, c)
         return Entry(c, figures, outcome.seconds, seconds, float(outcome.bytes), asdict(config))
+
+    def _search(self, method: Method) -> dict[str, Any]:
+        """What decides which settings are chosen."""
+        grid = {name: list(values) for name, values in method.grid.items()}
+        return {"grid": grid} | ({"tuned on": list(self.options.tune_on)} if self.options.tune_on else {})
+
+    def shared_search(self, method: Method) -> dict[str, Any]:
+        """The settings chosen for all classes, and the seconds that it took; why there are none, where all diverged."""
+        key = self._key(f"settings of {method.name}", -1) | self._search(method)
+        stored = self.parts.get(key)
+        if stored is None:
+            start, stored = time.monotonic(), {"config": None, "failed": None}
+            try:
+                tasks = [self._task(c) for c in self.options.tune_on]
+                stored["config"] = asdict(tune(method, *tasks, seed=self.options.seed).config)
+            except Diverged as error:
+                stored["failed"] = str(error)
+            except MemmodError as error:
+                raise RunError(f"settings of {method.name}: {error}") from error
+            stored["seconds"] = time.monotonic() - start
+            self.parts.put(key, stored)
+        return stored
 
     def _task(self, c: int) -> ForgetTask:
         train = self.dataset.train
@@ -342,7 +380,7 @@ class _Workbench:
             "what": what,
             "class": c,
             "base": state_sha256(self.base.model),
-            "oracles": [state_sha256(oracle) for oracle in self.oracles[c]],
+            "oracles": [state_sha256(oracle) for oracle in self.oracles.get(c, ())],
             "data": self.data,
             "seed": self.options.seed,
             "quick": self.options.quick,
@@ -374,6 +412,7 @@ def _write(
         "runs": [run.run.path.name for run in runs],
         "data": dataset.name,
         "classes": names,
+        "tuned on": None if options.tune_on is None else [dataset.class_names[c] for c in options.tune_on],
         "seeds": options.seeds,
         "seed": options.seed,
         "quick": options.quick,
@@ -381,11 +420,15 @@ def _write(
         "versions": versions(),
     }
     write_json(comparison.folder / CARD, {**settings, "lines": [line.to_dict() for line in comparison.lines]})
+    searched = ""
+    if options.tuned:
+        tuned_on = "each class" if options.tune_on is None else ", ".join(settings["tuned on"])
+        searched = f" Tuned settings were chosen on held-out training images of {tuned_on}."
     text = (
         f"# Comparison on {dataset.name}\n\n"
         f"{runs[0].base.meta['model']}, each of {', '.join(names)} forgotten by itself; means over these classes. "
         f"Total variation and probe excess are to {options.seeds} networks retrained without the class. Seconds and "
-        "bytes are sums over the classes.\n\n"
+        f"bytes are sums over the classes.{searched}\n\n"
         f"{markdown_table(HEADINGS, [line.cells() for line in comparison.lines])}\n"
     )
     write_atomically(comparison.folder / TABLE, text.encode())

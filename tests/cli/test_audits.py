@@ -58,9 +58,27 @@ def test_compare_puts_methods_beside_the_run(runs):
     assert "logit-mask" in output and "| logit-mask |" in (runs / "unlearned-compared/comparison.md").read_text()
 
 
+def test_settings_chosen_on_one_class_serve_all(runs):
+    out = runs / "tuned"
+    arguments = ("--forget", "8,3", "--methods", "ssd", "--tune-on", "3", "--seeds", 1, "--quick", "--out", out)
+    succeed("compare", runs / "unlearned", *arguments)
+    card = json.loads((out / "comparison.json").read_text())
+    (tuned,) = [line for line in card["lines"] if line["settings"] == "tuned"]
+    assert tuned["classes"][0]["config"] == tuned["classes"][1]["config"]
+    assert card["tuned on"] == ["3"] and tuned["tuning_seconds"] > 0
+    assert [entry["tuning_seconds"] for entry in tuned["classes"]] == [0.0, 0.0]
+    assert "chosen on held-out training images of 3." in (out / "comparison.md").read_text()
+    # The search is kept as the figures are.
+    before = tuned["tuning_seconds"]
+    succeed("compare", runs / "unlearned", *arguments)
+    again = json.loads((out / "comparison.json").read_text())
+    assert [line["tuning_seconds"] for line in again["lines"] if line["settings"] == "tuned"] == [before]
+
+
 def test_what_cannot_be_done_is_said_in_one_line(runs):
     assert "'nine'" in fail("audit", runs / "unlearned", "--forget", "nine")
     assert "without memories" in fail("audit", runs / "base", "--forget", "8")
     assert "class 10" in fail("retrain", runs / "base", "--without", "10")
+    assert "class 10" in fail("compare", runs / "unlearned", "--forget", "8", "--tune-on", "10")
     assert "'scrubb'" in fail("compare", runs / "unlearned", "--methods", "scrubb")
     assert not (runs / "unlearned/audits/nine").exists()

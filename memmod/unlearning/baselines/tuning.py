@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,19 +51,20 @@ class Tuned:
     seconds: float
 
 
-def tune(method: Method, task: ForgetTask, seed: int = 0) -> Tuned:
-    """Try every setting of a method's grid on a task.
+def tune(method: Method, *tasks: ForgetTask, seed: int = 0) -> Tuned:
+    """Try every setting of a method's grid on a task, or on several, whose accuracies are averaged.
 
     A tenth of the training images of each class, forgotten or not, is held out of what the method trains on, and
     decides: of the settings that leave at most 1 % accuracy on forgotten images the one with the highest accuracy on
     retained images, of which the first where several are equal; where none does, the one with the lowest accuracy on
     forgotten images, of equal ones that with the highest on retained. Settings that cost more than a tenth of the
     original's accuracy on retained images stand back as long as others are left: a network that answers one class
-    has forgotten every other. A setting that diverges is a row of the table and is never chosen. The test split is
-    not looked at.
+    has forgotten every other. A setting that diverges on any task is a row of the table and is never chosen. The test
+    split is not looked at.
 
     Args:
-        seed: of what is held out; the runs draw by the task's.
+        tasks: at least one.
+        seed: of what is held out; the runs draw by their task's.
 
     Raises:
         Diverged: every setting did.
@@ -70,21 +72,38 @@ def tune(method: Method, task: ForgetTask, seed: int = 0) -> Tuned:
         RunError: as `unlearn_with`.
     """
     started = time.perf_counter()
-    retain, held_retain = task.retain.holdout(HELD_OUT, seed)
-    forget, held_forget = task.forget.holdout(HELD_OUT, seed)
-    rest = replace(task, retain=retain, forget=forget)
+    trials = [_Trial(task, seed) for task in tasks]
     table = []
     for config in method.settings():
         begun = time.perf_counter()
         try:
-            outcome = unlearn_with(method, rest, config)
+            found = [trial.run(method, config) for trial in trials]
         except Diverged as error:
             table.append(Row(config, None, None, time.perf_counter() - begun, str(error)))
             continue
-        accuracies = (accuracy(task, outcome.network, held) for held in (held_forget, held_retain))
-        table.append(Row(config, *accuracies, outcome.seconds))
-    original = accuracy(task, task.network, held_retain)
+        forgotten, kept, seconds = (math.fsum(values) for values in zip(*found, strict=True))
+        table.append(Row(config, forgotten / len(trials), kept / len(trials), seconds))
+    original = math.fsum(trial.original() for trial in trials) / len(trials)
     return Tuned(best(method.name, table, original).config, tuple(table), time.perf_counter() - started)
+
+
+class _Trial:
+    """A task without a tenth of its images, by which a setting is judged."""
+
+    def __init__(self, task: ForgetTask, seed: int) -> None:
+        retain, self.held_retain = task.retain.holdout(HELD_OUT, seed)
+        forget, self.held_forget = task.forget.holdout(HELD_OUT, seed)
+        self.task, self.rest = task, replace(task, retain=retain, forget=forget)
+
+    def run(self, method: Method, config: Any) -> tuple[float, float, float]:
+        """Accuracy on the forgotten and on the retained images held out, and the seconds that it took."""
+        outcome = unlearn_with(method, self.rest, config)
+        forgotten, kept = (accuracy(self.task, outcome.network, held) for held in (self.held_forget, self.held_retain))
+        return forgotten, kept, outcome.seconds
+
+    def original(self) -> float:
+        """The original's accuracy on the retained images held out."""
+        return accuracy(self.task, self.task.network, self.held_retain)
 
 
 def best(method: str, table: list[Row], original: float) -> Row:

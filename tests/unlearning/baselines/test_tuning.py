@@ -71,6 +71,28 @@ def test_a_tenth_of_every_class_is_held_out_of_what_the_method_sees():
     assert torch.equal(seen[0].retain.images, seen[1].retain.images)
 
 
+def test_several_tasks_decide_by_their_means():
+    # a network that always says 5 forgets nothing where class 5 is forgotten
+    seen: list = []
+    tuned = tune(always(5, 3, 7, seen=seen), digits_task((3,)), digits_task((5,)))
+    assert [row.acc_forget for row in tuned.table] == [0.5, 0.5, 0.0]
+    assert tuned.config.answer == 7
+    assert [task.classes for task in seen] == [(3,), (5,)] * 3
+    single = [tune(always(7), digits_task((c,))).table[0].acc_retain for c in (3, 5)]
+    assert tuned.table[2].acc_retain == pytest.approx(sum(single) / 2)
+
+
+def test_a_setting_that_diverges_on_one_task_is_not_chosen():
+    def run(task, config):
+        if config.answer == 5 and task.classes == (8,):
+            raise Diverged("on class 8")
+        return Always(config.answer)
+
+    method = Method("some", "none", Answer, run, grid={"answer": (5, 7)})
+    tuned = tune(method, digits_task((3,)), digits_task((8,)))
+    assert [row.diverged for row in tuned.table] == ["on class 8", None] and tuned.config.answer == 7
+
+
 def rows(*figures) -> list[Row]:
     return [Row(number, *figure, 0.0) for number, figure in enumerate(figures)]
 
