@@ -19,9 +19,9 @@ ODD_ROWS = Case("modulate_output", (3, 66, 37), "sets", options=CHANNELS_LAST)
 LINES = Case("modulate_output", (3, 5, 9, 7))
 LINES_BF16 = Case("modulate_output", (2, 3, 4103), "sets", dtype=torch.bfloat16)
 FEW = Case("modulate_output", (19, 2, 37), gate="identity", options=CHANNELS_LAST)
-# Of the layers: 3 and 11 rows, 3 pieces of 512 inputs, 5 blocks of units.
+# Of the layers: 3 and 11 rows, 5 steps of 256 inputs and 2 of 256 vectors, 10 and 9 blocks of units.
 SMALL = Case("modulated_linear", (3, 1031, 37), granularity=BOTH)
-SMALL_WIDE = Case("modulated_linear", (11, 1032, 35), "sets", dtype=torch.bfloat16, granularity=BOTH)
+SMALL_WIDE = Case("modulated_linear", (11, 2072, 35), "sets", dtype=torch.bfloat16, granularity=BOTH)
 # Two blocks of pixels, two of units, and 5 to 10 steps; 9 x 6 or 9 x 8 inputs.
 CONV = Case("modulated_conv2d", (2, 6, 9, 9, 67, 3), granularity=BOTH, options=PADDED, **LAST)
 CONV_BF16 = Case("modulated_conv2d", (2, 8, 9, 9, 67, 3), "sets", dtype=torch.bfloat16, options=PADDED, **LAST)

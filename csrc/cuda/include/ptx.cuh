@@ -41,6 +41,13 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&to)[4], const void* row) {
                : "memory");
 }
 
+// 16 bytes that nothing writes while the kernel runs, past L1: it keeps what is read more than once.
+__device__ __forceinline__ void load_once(uint32_t (&to)[4], const void* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from));
+}
+
 #define MEMMOD_MMA(name, shape)                                                                               \
   __device__ __forceinline__ void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {       \
     asm volatile("mma.sync.aligned." shape " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
@@ -88,6 +95,10 @@ inline void ldmatrix(uint32_t (&to)[4], const void* row) {
   host::exchange(host::FULL, mine, sizeof(mine));
   const int lane = host::now.thread->lane;
   for (int i = 0; i < 4; ++i) host::receive(8 * i + lane / 4, &to[i], lane % 4 * 4, 4);
+}
+
+inline void load_once(uint32_t (&to)[4], const void* from) {
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<const volatile uint32_t*>(from)[i];
 }
 
 // Lane l holds, with g = l / 4 and t = l % 4 and E numbers to a word: of a the words t of row g, t of row g + 8, t + 4
