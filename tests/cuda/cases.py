@@ -40,7 +40,23 @@ CONV_STRIDE = Case(
     options=(("padding", (1, 1)), ("stride", (2, 2))),
     **LAST,
 )
-CASES = (ROWS, ROWS_BF16, ODD_ROWS, LINES, LINES_BF16, FEW, SMALL, SMALL_WIDE, CONV, CONV_BF16, CONV_F16, CONV_STRIDE)
+# A long sum in fp32, 36 steps: of 576 numbers, three products each.
+CONV_LONG = Case("modulated_conv2d", (1, 64, 8, 15, 72, 3), options=PADDED, **LAST)
+CASES = (
+    ROWS,
+    ROWS_BF16,
+    ODD_ROWS,
+    LINES,
+    LINES_BF16,
+    FEW,
+    SMALL,
+    SMALL_WIDE,
+    CONV,
+    CONV_BF16,
+    CONV_F16,
+    CONV_STRIDE,
+    CONV_LONG,
+)
 
 
 def frozen(problem: Problem) -> tuple[str, ...]:

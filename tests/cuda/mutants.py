@@ -219,6 +219,16 @@ PLANTS = (
         "CONV_F16",
     ),
     Plant(
+        "a long sum left to the tensor cores",
+        CONV,
+        (
+            ("float part[4] = {};", "auto& part = sum[i][j];"),
+            ("          for (int e = 0; e < 4; ++e) sum[i][j][e] += part[e];\n", "          for (;;) break;\n"),
+        ),
+        "bound",
+        "CONV_LONG",
+    ),
+    Plant(
         "shared memory without the macro",
         OUTPUT,
         (("MEMMOD_SHARED(float, parts, [WARPS][LANES])", "__shared__ float parts[WARPS][LANES]"),),
