@@ -1,8 +1,5 @@
 // memmod::modulated_linear for a handful of rows with mixed selections (serving): every weight is read once, for all
 // rows. It is a matter of how many bytes of the weight are under way, so all threads of a block split its rows' inputs.
-#include <cstring>
-#include <type_traits>
-
 #include "gates.cuh"
 #include "ptx.cuh"
 #include "vectors.cuh"
@@ -16,16 +13,15 @@ constexpr int UNITS = 4;
 // Rows whose inputs a thread holds at a time.
 constexpr int GROUP = 4;
 
-struct Words {
-  uint32_t at[4];
-};
-
-__device__ __forceinline__ void load_weight(Words& to, const void* from) {
-  ptx::load_once(to.at, from);
-}
-template <typename T>
-__device__ __forceinline__ void load_weight(Vector<T, 1>& to, const T* from) {
-  to = load<1>(from);
+template <int V, typename T>
+__device__ __forceinline__ Loaded<T, V> load_weight(const T* from) {
+  if constexpr (V == 1) {
+    return load_early<V>(from);
+  } else {
+    Loaded<T, V> words;
+    ptx::load_once(words.at, from);
+    return words;
+  }
 }
 
 // Sums each of N numbers over the lanes: lanes that hold half of the numbers each exchange the other halves, so that
@@ -54,8 +50,6 @@ template <typename T, int M, bool GATED, int V>
 __global__ void __launch_bounds__(THREADS, 1) linear_small_kernel(LinearSmall call) {
   constexpr int SUMS = M * UNITS, ROWS = M < GROUP ? M : GROUP;
   using Numbers = Vector<T, V>;
-  // Words until they are used: numbers would be taken apart, and so waited for, as soon as they are asked for.
-  using Loaded = std::conditional_t<V == 1, Numbers, Words>;
   const auto* x = static_cast<const T*>(call.x);
   const int thread = threadIdx.x, lane = thread % LANES, rows = call.rows;
   const int64_t first_unit = static_cast<int64_t>(blockIdx.x) * UNITS, step = static_cast<int64_t>(blockDim.x) * V;
@@ -67,12 +61,12 @@ __global__ void __launch_bounds__(THREADS, 1) linear_small_kernel(LinearSmall ca
   }
   // Behind the end the last ones once more: a branch would wait for them.
   const int64_t last = call.inputs - V;
-  const auto read = [&](Loaded(&loaded)[UNITS], int64_t k) {
+  const auto read = [&](Loaded<T, V>(&loaded)[UNITS], int64_t k) {
 #pragma unroll
-    for (int u = 0; u < UNITS; ++u) load_weight(loaded[u], weight[u] + (k < last ? k : last));
+    for (int u = 0; u < UNITS; ++u) loaded[u] = load_weight<V>(weight[u] + (k < last ? k : last));
   };
   int64_t k = static_cast<int64_t>(thread) * V;
-  Loaded loaded[UNITS] = {}, next[UNITS] = {};
+  Loaded<T, V> loaded[UNITS] = {}, next[UNITS] = {};
   if (call.inputs > 0) read(loaded, k);
   // The first threads have a result each; its gate is read while the weights are under way.
   const int row = thread / UNITS;
@@ -87,7 +81,8 @@ __global__ void __launch_bounds__(THREADS, 1) linear_small_kernel(LinearSmall ca
   for (; k < call.inputs; k += step) {
     read(next, k + step);
     Numbers w[UNITS];
-    memcpy(w, loaded, sizeof(w));
+#pragma unroll
+    for (int u = 0; u < UNITS; ++u) w[u] = numbers<T, V>(loaded[u]);
 #pragma unroll
     for (int first = 0; first < M; first += ROWS) {
       if (first >= rows) break;
