@@ -111,11 +111,17 @@ __device__ __forceinline__ void multiply_all(float (&sum)[FRAGMENTS_M][FRAGMENTS
       split(f.a[i], rest_a);
 #pragma unroll
       for (int j = 0; j < FRAGMENTS_N; ++j) {
-        if (PRODUCTS == 3) {
-          ptx::mma_tf32(sum[i][j], rest_a, f.b[j]);
-          ptx::mma_tf32(sum[i][j], f.a[i], rest_b[j]);
+        if constexpr (PRODUCTS == 3) {
+          // Tensor cores add towards zero: the long sum is one of ordinary additions, which have no such bias.
+          float part[4] = {};
+          ptx::mma_tf32(part, rest_a, f.b[j]);
+          ptx::mma_tf32(part, f.a[i], rest_b[j]);
+          ptx::mma_tf32(part, f.a[i], f.b[j]);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) sum[i][j][e] += part[e];
+        } else {
+          ptx::mma_tf32(sum[i][j], f.a[i], f.b[j]);
         }
-        ptx::mma_tf32(sum[i][j], f.a[i], f.b[j]);
       }
     }
   }

@@ -9,10 +9,16 @@ namespace memmod {
 namespace {
 
 constexpr int THREADS = 256, LANES = 32, WARPS = THREADS / LANES;
+// Loads of a thread that are under way together.
+constexpr int UNROLL = 4;
+// Threads of a block across the channels at most, and, without sums, blocks that share the rows.
+constexpr int COLUMNS = 128, BLOCKS = 1024;
 
-// Channels last: a block takes `chunk` rows of a group of them, blockDim.x x V channels at a time. Without sums all
-// rows are one group; with them a group is a sample, and its sums start at the sample's first row.
-template <typename T, int V>
+// Channels last: a block takes `chunk` rows of a group of them, blockDim.x x V channels of each, blockDim.y rows at a
+// time. Without sums all rows are one group; with them a group is a sample, and its sums start at the sample's first
+// row.
+// OTHER: sums are of products with it.
+template <typename T, bool OTHER, int V>
 __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call, int group_rows, int chunks) {
   const int64_t width = call.width;
   const int64_t k = (static_cast<int64_t>(blockIdx.y) * blockDim.x + threadIdx.x) * V;
@@ -27,23 +33,43 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call
   if (k < width) {
     if (bias != nullptr)
       for (int v = 0; v < V; ++v) shift[v] = static_cast<float>(bias[k + v]);
-    unsigned sample = ~0u;
-    for (int r = first + static_cast<int>(threadIdx.y); r < last; r += blockDim.y) {
-      const unsigned row = static_cast<unsigned>(group) * group_rows + r;
-      if (const unsigned of_row = row / static_cast<unsigned>(call.rows); of_row != sample) {
-        sample = of_row;
-        for (int v = 0; v < V; ++v) gate[v] = gate_of(call.selection, sample, k + v);
+    const unsigned base = static_cast<unsigned>(group) * group_rows, stop = base + last, by = blockDim.y;
+    // The first row that has other gates.
+    unsigned next = 0;
+    for (unsigned row = base + first + threadIdx.y; row < stop;) {
+      const bool enters = row >= next;
+      unsigned sample = 0;
+      if (enters) {
+        sample = row / static_cast<unsigned>(call.rows);
+        next = (sample + 1) * static_cast<unsigned>(call.rows);
       }
-      const int64_t o = row * width + k;
-      const auto b_x = load<V>(x + o);
-      Vector<T, V> b_other, b_y;
-      if (other != nullptr) b_other = load<V>(other + o);
-      for (int v = 0; v < V; ++v) {
-        const float value = static_cast<float>(b_x.at[v]), gated = value * gate[v];
-        sum[v] += other != nullptr ? value * static_cast<float>(b_other.at[v]) : gated;
-        b_y.at[v] = static_cast<T>(gated + shift[v]);
+      const unsigned end = next < stop ? next : stop;
+      Loaded<T, V> early_x[UNROLL], early_other[UNROLL];
+#pragma unroll
+      for (int u = 0; u < UNROLL; ++u) {
+        // A branch would wait for the load before; another thread's row may be written already, if y is x.
+        const int64_t o = (row + u * by < end ? row + u * by : row) * width + k;
+        early_x[u] = load_early<V>(x + o);
+        if constexpr (OTHER) early_other[u] = load_early<V>(other + o);
       }
-      if (y != nullptr) store(y + o, b_y);
+      if (enters) gates_of(call.selection, sample, k, gate);
+      unsigned done = row;
+#pragma unroll
+      for (int u = 0; u < UNROLL; ++u) {
+        const unsigned at = row + u * by;
+        if (at >= end) break;
+        const auto b_x = numbers<T, V>(early_x[u]);
+        Vector<T, V> b_other, b_y;
+        if constexpr (OTHER) b_other = numbers<T, V>(early_other[u]);
+        for (int v = 0; v < V; ++v) {
+          const float value = static_cast<float>(b_x.at[v]), gated = value * gate[v];
+          sum[v] += OTHER ? value * static_cast<float>(b_other.at[v]) : gated;
+          b_y.at[v] = static_cast<T>(gated + shift[v]);
+        }
+        if (y != nullptr) store(y + at * width + k, b_y);
+        done = at + by;
+      }
+      row = done;
     }
   }
   if (call.sums == nullptr) return;
@@ -51,7 +77,7 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call
   const int columns = blockDim.x * V;
   for (int v = 0; v < V; ++v) parts[threadIdx.y * columns + threadIdx.x * V + v] = sum[v];
   __syncthreads();
-  for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < columns; i += THREADS) {
+  for (int i = threadIdx.y * blockDim.x + threadIdx.x; i < columns; i += blockDim.x * blockDim.y) {
     const int64_t column = static_cast<int64_t>(blockIdx.y) * columns + i;
     if (column >= width) break;
     float total = 0.0f;
@@ -72,31 +98,47 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
   const auto* x = static_cast<const T*>(call.x);
   const auto* other = static_cast<const T*>(call.other);
   auto* y = static_cast<T*>(call.y);
-  const float gate = gate_of(call.selection, row / static_cast<unsigned>(call.rows), k);
   const float shift = call.bias != nullptr ? static_cast<float>(static_cast<const T*>(call.bias)[k]) : 0.0f;
   const int64_t start = line * call.inner, begin = start + static_cast<int64_t>(blockIdx.y) * call.chunk;
   const int64_t stop = start + call.inner, end = begin + call.chunk < stop ? begin + call.chunk : stop;
   const int64_t vectors = (begin + V - 1) / V * V;
   const int64_t head = wide && vectors < end ? vectors : end, tail = head + (end - head) / V * V;
-  float sum = 0.0f;
-  const auto one = [&](int64_t i) {
+  float sum = 0.0f, gate = 0.0f;
+  bool first = true;
+  int64_t vector = head + lane * V;
+  do {
+    Loaded<T, V> early_x[UNROLL] = {}, early_other[UNROLL] = {};
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+      const int64_t i = vector + u * LANES * V;
+      if (i < tail) early_x[u] = load_early<V>(x + i);
+      if (i < tail && other != nullptr) early_other[u] = load_early<V>(other + i);
+    }
+    // While these are under way.
+    if (first) gate = gate_of(call.selection, row / static_cast<unsigned>(call.rows), k);
+    first = false;
+#pragma unroll
+    for (int u = 0; u < UNROLL; ++u) {
+      const int64_t i = vector + u * LANES * V;
+      if (i >= tail) break;
+      const auto b_x = numbers<T, V>(early_x[u]), b_other = numbers<T, V>(early_other[u]);
+      Vector<T, V> b_y;
+      for (int v = 0; v < V; ++v) {
+        const float value = static_cast<float>(b_x.at[v]), gated = value * gate;
+        sum += other != nullptr ? value * static_cast<float>(b_other.at[v]) : gated;
+        b_y.at[v] = static_cast<T>(gated + shift);
+      }
+      if (y != nullptr) store(y + i, b_y);
+    }
+    vector += UNROLL * LANES * V;
+  } while (vector < tail);
+  const int64_t before = head - begin, others = before + (end - tail);
+  for (int64_t j = lane; j < others; j += LANES) {
+    const int64_t i = j < before ? begin + j : tail + (j - before);
     const float value = static_cast<float>(x[i]), gated = value * gate;
     sum += other != nullptr ? value * static_cast<float>(other[i]) : gated;
     if (y != nullptr) y[i] = static_cast<T>(gated + shift);
-  };
-  for (int64_t i = begin + lane; i < head; i += LANES) one(i);
-  for (int64_t i = head + lane * V; i < tail; i += LANES * V) {
-    const auto b_x = load<V>(x + i);
-    Vector<T, V> b_other, b_y;
-    if (other != nullptr) b_other = load<V>(other + i);
-    for (int v = 0; v < V; ++v) {
-      const float value = static_cast<float>(b_x.at[v]), gated = value * gate;
-      sum += other != nullptr ? value * static_cast<float>(b_other.at[v]) : gated;
-      b_y.at[v] = static_cast<T>(gated + shift);
-    }
-    if (y != nullptr) store(y + i, b_y);
   }
-  for (int64_t i = tail + lane; i < end; i += LANES) one(i);
   if (call.sums == nullptr) return;
   for (int lanes = LANES / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
   if (lane == 0) call.sums[(static_cast<int64_t>(row) * gridDim.y + blockIdx.y) * call.width + k] = sum;
@@ -134,16 +176,21 @@ __global__ void __launch_bounds__(THREADS, 1) class_sums_kernel(ClassSums call, 
 }
 
 template <typename T, int V>
-void launch_rows(const Modulate& call, cudaStream_t stream) {
-  int columns = 1;
-  while (columns < LANES && columns * V < call.width) columns *= 2;
-  const int64_t rows = call.samples * call.rows, group_rows = call.sums != nullptr ? call.rows : rows;
+void launch_rows(const Modulate& given, cudaStream_t stream) {
+  const int64_t vectors = divide_up(given.width, V), splits = divide_up(vectors, COLUMNS);
+  const int64_t columns = divide_up(vectors, splits), by = THREADS / columns;
+  const int64_t rows = given.samples * given.rows, group_rows = given.sums != nullptr ? given.rows : rows;
+  Modulate call = given;
+  if (call.sums == nullptr) {
+    // Whole loops, of all threads.
+    const int64_t share = divide_up(rows * splits, BLOCKS), multiple = share > by ? by * UNROLL : by;
+    call.chunk = static_cast<int>(divide_up(share, multiple) * multiple);
+  }
   const int64_t chunks = divide_up(group_rows, call.chunk);
-  const dim3 grid(
-      static_cast<unsigned>(rows / group_rows * chunks), static_cast<unsigned>(divide_up(call.width, columns * V)));
-  launch(
-      modulate_rows_kernel<T, V>, grid, dim3(columns, THREADS / columns), 0, stream, call, static_cast<int>(group_rows),
-      static_cast<int>(chunks));
+  const dim3 grid(static_cast<unsigned>(rows / group_rows * chunks), static_cast<unsigned>(splits));
+  const dim3 block(static_cast<unsigned>(columns), static_cast<unsigned>(by));
+  const auto kernel = call.other != nullptr ? modulate_rows_kernel<T, true, V> : modulate_rows_kernel<T, false, V>;
+  launch(kernel, grid, block, 0, stream, call, static_cast<int>(group_rows), static_cast<int>(chunks));
 }
 
 }  // namespace

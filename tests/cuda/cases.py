@@ -19,9 +19,9 @@ ODD_ROWS = Case("modulate_output", (3, 66, 37), "sets", options=CHANNELS_LAST)
 LINES = Case("modulate_output", (3, 5, 9, 7))
 LINES_BF16 = Case("modulate_output", (2, 3, 4103), "sets", dtype=torch.bfloat16)
 FEW = Case("modulate_output", (19, 2, 37), gate="identity", options=CHANNELS_LAST)
-# Of the layers: 3 and 11 rows, 3 pieces of 512 inputs, 5 blocks of units.
+# Of the layers: 3 and 11 rows, 5 steps of 256 inputs and 2 of 256 vectors, 10 and 9 blocks of units.
 SMALL = Case("modulated_linear", (3, 1031, 37), granularity=BOTH)
-SMALL_WIDE = Case("modulated_linear", (11, 1032, 35), "sets", dtype=torch.bfloat16, granularity=BOTH)
+SMALL_WIDE = Case("modulated_linear", (11, 2072, 35), "sets", dtype=torch.bfloat16, granularity=BOTH)
 # Two blocks of pixels, two of units, and 5 to 10 steps; 9 x 6 or 9 x 8 inputs.
 CONV = Case("modulated_conv2d", (2, 6, 9, 9, 67, 3), granularity=BOTH, options=PADDED, **LAST)
 CONV_BF16 = Case("modulated_conv2d", (2, 8, 9, 9, 67, 3), "sets", dtype=torch.bfloat16, options=PADDED, **LAST)
@@ -40,7 +40,23 @@ CONV_STRIDE = Case(
     options=(("padding", (1, 1)), ("stride", (2, 2))),
     **LAST,
 )
-CASES = (ROWS, ROWS_BF16, ODD_ROWS, LINES, LINES_BF16, FEW, SMALL, SMALL_WIDE, CONV, CONV_BF16, CONV_F16, CONV_STRIDE)
+# A long sum in fp32, 36 steps: of 576 numbers, three products each.
+CONV_LONG = Case("modulated_conv2d", (1, 64, 8, 15, 72, 3), options=PADDED, **LAST)
+CASES = (
+    ROWS,
+    ROWS_BF16,
+    ODD_ROWS,
+    LINES,
+    LINES_BF16,
+    FEW,
+    SMALL,
+    SMALL_WIDE,
+    CONV,
+    CONV_BF16,
+    CONV_F16,
+    CONV_STRIDE,
+    CONV_LONG,
+)
 
 
 def frozen(problem: Problem) -> tuple[str, ...]:

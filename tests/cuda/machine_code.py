@@ -149,7 +149,7 @@ def section(found: dict[int, Sequence[Facts]]) -> str:
         "## CUDA C++ kernels",
         "",
         f"Compiled by nvcc {release()}. Per architecture: registers of a thread, tensor-core instructions in the code.",
-        "Shared memory is a block's, in KiB, static and dynamic (of linear_small the most that its rows ask for).",
+        "Shared memory is a block's, in KiB, static and dynamic.",
         "",
         "| kernel | shared | " + " | ".join(f"sm_{arch}" for arch in found) + " |",
         "| --- " * (2 + len(found)) + "|",
@@ -157,14 +157,11 @@ def section(found: dict[int, Sequence[Facts]]) -> str:
     for same in zip(*found.values(), strict=True):
         (name,) = {kernel.name for kernel in same}
         (shared,) = {kernel.shared for kernel in same}
-        kind, _, arguments = name.partition("<")
+        kind = name.partition("<")[0]
         dynamic = 0
         if kind == "conv2d_kernel":
             n = _constants("conv2d.cu")
             dynamic = n["STAGES"] * (n["BM"] + n["BN"]) * n["CHUNKS"] * n["CHUNK"]
-        elif kind == "linear_small_kernel":
-            item, rows = 4 if "float" in arguments else 2, int(arguments.split(", ")[1])
-            dynamic = rows * _constants("linear_small.cu")["CHUNK"] * item
         cells = [f"{kernel.registers}" + (f", {n} HMMA" if (n := kernel.count("HMMA")) else "") for kernel in same]
         lines.append(f"| `{name}` | {(shared + dynamic) / 1024:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

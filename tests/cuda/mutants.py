@@ -54,6 +54,7 @@ OUTPUT, LINEAR, CONV, GATES, WARP = (
 SYNC = "  __syncthreads();\n"
 ROWS_SYNC = "+ v] = sum[v];\n  __syncthreads();\n"
 CLASS_SYNC = "parts[threadIdx.y][threadIdx.x] = sum;\n  __syncthreads();\n"
+PARTS_SYNC = "  __syncthreads();\n  if (!mine) return;\n"
 ARRIVED = "    __syncthreads();\n    if (step + STAGES"
 LAST_WAIT = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
 RESULTS = "sum[i][j][e + 1]});\n      }\n  __syncthreads();\n"
@@ -64,10 +65,22 @@ PLANTS = (
     Plant(
         "no barrier before the sums of a class", OUTPUT, ((CLASS_SYNC, CLASS_SYNC.replace(SYNC, "")),), "bound", "FEW"
     ),
+    Plant("no barrier before the warps' sums", LINEAR, ((PARTS_SYNC, "  if (!mine) return;\n"),), "bound", "SMALL"),
     Plant(
-        "no barrier before x is replaced", LINEAR, (("    if (first > 0) __syncthreads();\n", ""),), "bound", "SMALL"
+        "the half of a sum that is kept given away",
+        LINEAR,
+        (("given = upper ? sum[i] : sum[i + HALF]", "given = upper ? sum[i + HALF] : sum[i]"),),
+        "bound",
+        "SMALL",
     ),
-    Plant("no barrier behind x's arrival", LINEAR, (("    }\n    __syncthreads();\n", "    }\n"),), "bound", "SMALL"),
+    Plant("the next weights not taken", LINEAR, (("] = next[u];", "] = loaded[u];"),), "bound", "SMALL"),
+    Plant(
+        "input gates of the first row",
+        LINEAR,
+        (("gate_of(call.in, (first + m)", "gate_of(call.in, 0 * (first + m)"),),
+        "bound",
+        "SMALL",
+    ),
     Plant("no barrier in the product's steps", CONV, ((ARRIVED, "    if (step + STAGES"),), "bound", "CONV_BF16"),
     Plant(
         "no barrier before the results",
@@ -100,14 +113,14 @@ PLANTS = (
     Plant(
         "a unit too many read",
         LINEAR,
-        (("if (unit + u < call.units) w[u]", "if (unit + u <= call.units) w[u]"),),
+        ((": call.units - 1;", ": call.units;"),),
         "address sanitizer",
         "SMALL",
     ),
     Plant(
         "a number too many of a line",
         OUTPUT,
-        (("for (int64_t i = tail + lane; i < end;", "for (int64_t i = tail + lane; i <= end;"),),
+        (("j < others; j += LANES", "j <= others; j += LANES"),),
         "address sanitizer",
         "LINES",
     ),
@@ -122,12 +135,7 @@ PLANTS = (
     Plant(
         "a barrier that half of a block reaches",
         LINEAR,
-        (
-            (
-                "    if (first > 0) __syncthreads();\n",
-                "    if (first > 0 && threadIdx.x < 48) __shfl_sync(0xffffffff, 1, 0);\n",
-            ),
-        ),
+        ((PARTS_SYNC, PARTS_SYNC.replace(SYNC, "  if (thread < 48) __shfl_sync(0xffffffff, 1, 0);\n")),),
         "shim",
         "SMALL",
     ),
@@ -178,6 +186,21 @@ PLANTS = (
         "ROWS",
     ),
     Plant(
+        "a sample too late at the next gates",
+        OUTPUT,
+        (("next = (sample + 1)", "next = (sample + 2)"),),
+        "bound",
+        "ROWS",
+    ),
+    Plant("rows behind a sample's end left out", OUTPUT, (("row = done;", "row += UNROLL * by;"),), "bound", "ROWS"),
+    Plant(
+        "every fourth row twice",
+        OUTPUT,
+        (("early_x[u] = load_early<V>(x + o)", "early_x[u] = load_early<V>(x + o - (u == 3 ? by * width : 0))"),),
+        "bound",
+        "ROWS",
+    ),
+    Plant(
         "-1 taken for class 0",
         GATES,
         (("const int64_t c = row[i];", "const int64_t c = row[i] < 0 ? 0 : row[i];"),),
@@ -194,7 +217,7 @@ PLANTS = (
     Plant(
         "the sample of the next row",
         LINEAR,
-        (("gate_of(call.out, lane / call.rows_per_sample", "gate_of(call.out, 0 * lane"),),
+        (("gate_of(call.out, row / call.rows_per_sample", "gate_of(call.out, 0 * row"),),
         "bound",
         "SMALL",
     ),
@@ -209,6 +232,16 @@ PLANTS = (
         ),
         "bound",
         "CONV_F16",
+    ),
+    Plant(
+        "a long sum left to the tensor cores",
+        CONV,
+        (
+            ("float part[4] = {};", "auto& part = sum[i][j];"),
+            ("          for (int e = 0; e < 4; ++e) sum[i][j][e] += part[e];\n", "          for (;;) break;\n"),
+        ),
+        "bound",
+        "CONV_LONG",
     ),
     Plant(
         "shared memory without the macro",

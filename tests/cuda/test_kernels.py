@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -62,6 +63,14 @@ def test_relu_behind_a_convolution(case, relu):
     expected = run_op(problem, ())["y"]
     assert (expected < 0).any() and (expected > 0).any()
     assert torch.equal(y, expected.relu() if relu else expected)
+
+
+def test_a_row_is_the_same_among_few_and_many():
+    problem = dataclasses.replace(SMALL, shape=(11, 1031, 37)).draw()
+    among_all = run_op(problem, ())["y"]
+    for rows in (1, 3):
+        few = problem.replace(x=problem.x[:rows], dy=problem.dy[:rows], index=problem.index[:rows])
+        assert torch.equal(run_op(few, ())["y"], among_all[:rows])
 
 
 def test_tf32_where_it_is_allowed():

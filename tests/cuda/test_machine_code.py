@@ -54,6 +54,7 @@ def test_ptx_of_every_wrapper():
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
         "cvt.rna.tf32.f32",
+        "ld.global.nc.L1::no_allocate.v4.u32",
     ):
         assert instruction in golden
 

@@ -55,6 +55,23 @@ def test_mma(run, name):
     torch.testing.assert_close(unpack(fragments_c).double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", MMA)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_mma_adds_towards_zero(run, name, sign):
+    # As tensor cores do; 1 + 2**-23 is the nearest number.
+    dtype, depth = MMA[name]
+    a, b = torch.zeros(16, depth), torch.zeros(depth, 8)
+    a[:, 0], b[0] = sign * 1.5 * 2**-12, 2**-12
+    words_a, words_b, words_c = pack(a.to(dtype), b.to(dtype), torch.full((16, 8), float(sign)), depth)
+    run(name, words_a, words_b, words_c)
+    assert (unpack(words_c) == sign).all()
+    # 2**-23 arrives.
+    a[:, 0] *= 4 / 3
+    words_a, words_b, words_c = pack(a.to(dtype), b.to(dtype), torch.full((16, 8), float(sign)), depth)
+    run(name, words_a, words_b, words_c)
+    assert (unpack(words_c) == sign * (1 + 2**-23)).all()
+
+
 def pack(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, depth: int) -> tuple[torch.Tensor, ...]:
     """The registers of all lanes, by the formulas of "Matrix Fragments for mma.m16n8k16" and ".m16n8k8" (.tf32)."""
     per_word = 2 if depth == 16 else 1

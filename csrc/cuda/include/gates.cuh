@@ -25,18 +25,32 @@ __device__ __forceinline__ bool repeated(const int64_t* row, int64_t place) {
   return false;
 }
 
-// The multiplier of channel k for a sample: 1 where it selects nothing (-1), NaN for a class out of range; of a set the
-// product, a class that stands twice counting once. `but`: a class that is left out.
-__device__ __forceinline__ float gate_of(const Selection& s, int64_t sample, int64_t k, int64_t but = -1) {
-  if (s.memory == nullptr) return 1.0f;
+// The multipliers of V channels from k on for a sample: 1 where it selects nothing (-1), NaN for a class out of range;
+// of a set the product, a class that stands twice counting once. `but`: a class that is left out.
+template <int V>
+__device__ __forceinline__ void gates_of(
+    const Selection& s, int64_t sample, int64_t k, float (&product)[V], int64_t but = -1) {
+#pragma unroll
+  for (int v = 0; v < V; ++v) product[v] = 1.0f;
+  if (s.memory == nullptr) return;
   const int64_t* row = s.index + sample * s.sets;
-  float product = 1.0f;
   for (int64_t i = 0; i < s.sets; ++i) {
     const int64_t c = row[i];
     if (c == -1 || c == but || repeated(row, i)) continue;
-    product *= c < 0 || c >= s.classes ? nanf("") : multiplier(s.memory[c * s.width + k], s.gate);
+    const bool known = c >= 0 && c < s.classes;
+    // All are under way before the first is used.
+    float alpha[V];
+#pragma unroll
+    for (int v = 0; v < V; ++v) alpha[v] = known ? s.memory[c * s.width + k + v] : nanf("");
+#pragma unroll
+    for (int v = 0; v < V; ++v) product[v] *= known ? multiplier(alpha[v], s.gate) : nanf("");
   }
-  return product;
+}
+
+__device__ __forceinline__ float gate_of(const Selection& s, int64_t sample, int64_t k, int64_t but = -1) {
+  float product[1];
+  gates_of(s, sample, k, product, but);
+  return product[0];
 }
 
 // Whether a sample selects class c.

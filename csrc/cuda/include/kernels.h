@@ -37,7 +37,8 @@ void with_type(Type type, Function fn) {
 // Rows, and lines of inner > 1 numbers, are counted in 32 bits: a 64-bit division is a call, for which registers spill.
 
 // One pass over x [samples, rows, width, inner]: y = s x + bias, and sums [samples, P, width] of x other (of s x
-// without other) over `chunk` rows, or where inner > 1 over `chunk` numbers of a row's line, at a time. Null: absent.
+// without other) over `chunk` rows (without sums as many as suits), or where inner > 1 over `chunk` numbers of a row's
+// line, at a time. Null: absent.
 struct Modulate {
   const void *x, *other, *bias;
   void* y;

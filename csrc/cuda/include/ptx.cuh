@@ -4,6 +4,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "launch.cuh"
@@ -39,6 +41,13 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&to)[4], const void* row) {
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
                : "r"(shared_address(row))
                : "memory");
+}
+
+// 16 bytes that nothing writes while the kernel runs, past L1: it keeps what is read more than once.
+__device__ __forceinline__ void load_once(uint32_t (&to)[4], const void* from) {
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "l"(from));
 }
 
 #define MEMMOD_MMA(name, shape)                                                                               \
@@ -90,6 +99,28 @@ inline void ldmatrix(uint32_t (&to)[4], const void* row) {
   for (int i = 0; i < 4; ++i) host::receive(8 * i + lane / 4, &to[i], lane % 4 * 4, 4);
 }
 
+inline void load_once(uint32_t (&to)[4], const void* from) {
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<const volatile uint32_t*>(from)[i];
+}
+
+// c plus the products as a tensor core adds them: each cut off two bits below the last place of the largest, then their
+// sum, exact, towards zero.
+template <int N>
+float add_towards_zero(float c, const double (&products)[N]) {
+  double largest = std::abs(static_cast<double>(c)), plain = c;
+  for (const double product : products) {
+    largest = std::max(largest, std::abs(product));
+    plain += product;
+  }
+  if (!std::isfinite(plain) || largest == 0.0) return static_cast<float>(plain);
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 25);
+  double units = std::trunc(c / unit);
+  for (const double product : products) units += std::trunc(product / unit);
+  const double sum = units * unit;
+  const float nearest = static_cast<float>(sum);
+  return std::abs(static_cast<double>(nearest)) > std::abs(sum) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // Lane l holds, with g = l / 4 and t = l % 4 and E numbers to a word: of a the words t of row g, t of row g + 8, t + 4
 // of row g, t + 4 of row g + 8; of b the words t and t + 4 of column g; of c columns 2t, 2t + 1 of rows g and g + 8.
 template <typename Element, int E>
@@ -97,6 +128,7 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Ele
   uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   host::exchange(host::FULL, mine, sizeof(mine));
   const int g = host::now.thread->lane / 4, t = host::now.thread->lane % 4;
+  double products[4][8 * E];
   for (int word = 0; word < 8; ++word) {
     const int from = word % 4, half = word / 4;
     uint32_t rows[2], columns[2];
@@ -105,8 +137,10 @@ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Ele
       host::receive(4 * (2 * t + i) + from, &columns[i], (4 + half) * 4, 4);
     }
     for (int i = 0; i < 4; ++i)
-      for (int e = 0; e < E; ++e) c[i] += element(rows[i / 2], e) * element(columns[i % 2], e);
+      for (int e = 0; e < E; ++e)
+        products[i][word * E + e] = static_cast<double>(element(rows[i / 2], e)) * element(columns[i % 2], e);
   }
+  for (int i = 0; i < 4; ++i) c[i] = add_towards_zero(c[i], products[i]);
 }
 
 inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

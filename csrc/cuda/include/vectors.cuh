@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "launch.cuh"
 
@@ -25,6 +27,23 @@ __device__ __forceinline__ Vector<T, N> load(const T* from) {
 template <int N, typename T>
 __device__ __forceinline__ void store(T* to, const Vector<T, N>& v) {
   *reinterpret_cast<Vector<T, N>*>(to) = v;
+}
+
+// Numbers until they are used: words, where they are 16 bytes. Numbers themselves would be taken apart, and so waited
+// for, as soon as they are asked for, which leaves one load under way.
+template <typename T, int N>
+using Loaded = std::conditional_t<sizeof(T) * N == 16, Vector<uint32_t, 4>, Vector<T, N>>;
+
+template <int N, typename T>
+__device__ __forceinline__ Loaded<T, N> load_early(const T* from) {
+  return *reinterpret_cast<const Loaded<T, N>*>(from);
+}
+
+template <typename T, int N>
+__device__ __forceinline__ Vector<T, N> numbers(const Loaded<T, N>& loaded) {
+  Vector<T, N> result;
+  memcpy(&result, &loaded, sizeof(result));
+  return result;
 }
 
 // Whether every pointer, null ones too, is at a multiple of 16 bytes.

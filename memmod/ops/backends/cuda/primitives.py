@@ -18,8 +18,6 @@ from memmod.ops.layout import Channels, empty_channels_last
 GATES = {"sigmoid": 0, "identity": 1, "hard": 2}
 # Rows, or numbers of a line, that one partial sum takes, counted from a sample's first: 4 bytes for 256 and more.
 ROW_CHUNK, LINE_CHUNK = 64, 4096
-# Numbers from which there are blocks enough if each takes ROW_CHUNK rows.
-LARGE = 1 << 22
 
 
 class CudaPrimitives(Primitives):
@@ -39,8 +37,7 @@ class CudaPrimitives(Primitives):
         if view.inner > 1:
             chunk, parts = LINE_CHUNK, rows * -(-view.inner // LINE_CHUNK)
         else:
-            chunk = ROW_CHUNK if with_sums or x.numel() >= LARGE else 8
-            parts = -(-rows // chunk)
+            chunk, parts = ROW_CHUNK, -(-rows // ROW_CHUNK)
         sums = x.new_empty(samples, parts, view.width, dtype=torch.float32) if with_sums else None
         memory, index, gate = (None, None, 0) if gates is None else (gates.memory, gates.index, GATES[gates.gate])
         sizes = [samples, rows, view.width, view.inner, chunk]
