@@ -18,7 +18,7 @@ using cpu::Modulation;
 using Optional = std::optional<at::Tensor>;
 
 // As in memmod/ops/backends: cuda/primitives.py, cuda/policy.py and gpu/output.py say why.
-constexpr int64_t kRowChunk = 64, kShortChunk = 8, kLineChunk = 4096, kLarge = int64_t{1} << 22;
+constexpr int64_t kRowChunk = 64, kLineChunk = 4096;
 constexpr int64_t kSmallRows = 16, kSummedFrom = 8;
 
 // A memory and what each sample selects of it.
@@ -105,7 +105,7 @@ Optional one_pass(
     chunk = kLineChunk;
     parts = rows * ((view.inner + kLineChunk - 1) / kLineChunk);
   } else {
-    chunk = with_sums || x.numel() >= kLarge ? kRowChunk : kShortChunk;
+    chunk = kRowChunk;
     parts = (rows + chunk - 1) / chunk;
   }
   Optional sums;
