@@ -16,6 +16,8 @@ BOTH = "unit+input"
 ROWS = Case("modulate_output", (3, 131, 264), options=CHANNELS_LAST)
 ROWS_BF16 = Case("modulate_output", (2, 70, 520), "sets", dtype=torch.bfloat16, options=CHANNELS_LAST)
 ODD_ROWS = Case("modulate_output", (3, 66, 37), "sets", options=CHANNELS_LAST)
+# Without sums blocks of 12 rows, four of a thread, in which samples end.
+MANY_ROWS = Case("modulate_output", (32, 50, 129), options=CHANNELS_LAST)
 LINES = Case("modulate_output", (3, 5, 9, 7))
 LINES_BF16 = Case("modulate_output", (2, 3, 4103), "sets", dtype=torch.bfloat16)
 FEW = Case("modulate_output", (19, 2, 37), gate="identity", options=CHANNELS_LAST)
@@ -46,6 +48,7 @@ CASES = (
     ROWS,
     ROWS_BF16,
     ODD_ROWS,
+    MANY_ROWS,
     LINES,
     LINES_BF16,
     FEW,

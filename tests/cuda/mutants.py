@@ -190,9 +190,15 @@ PLANTS = (
         OUTPUT,
         (("next = (sample + 1)", "next = (sample + 2)"),),
         "bound",
-        "ROWS",
+        "MANY_ROWS",
     ),
-    Plant("rows behind a sample's end left out", OUTPUT, (("row = done;", "row += UNROLL * by;"),), "bound", "ROWS"),
+    Plant(
+        "rows behind a sample's end left out",
+        OUTPUT,
+        (("row = done;", "row = done > row ? row + UNROLL * by : done;"),),
+        "bound",
+        "MANY_ROWS",
+    ),
     Plant(
         "every fourth row twice",
         OUTPUT,
