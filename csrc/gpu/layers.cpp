@@ -131,7 +131,7 @@ at::Tensor sums_along(const at::Tensor& x, const OptionalGates& gates, int64_t d
   if (x.numel() == 0) return at::zeros({view.width}, x.options());
   const int64_t samples = gates.has_value() ? gates->samples() : 1;
   const Optional sums = one_pass(x.contiguous(view.format), view, gates, samples, {}, {}, {}, true);
-  return sums->sum({0, 1}).to(x.scalar_type());
+  return at::sum(*sums, at::IntArrayRef({0, 1})).to(x.scalar_type());
 }
 
 // (s ⊙ dy if with_dz, dα), reading dy and y once where a sample has many rows.

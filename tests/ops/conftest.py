@@ -27,12 +27,13 @@ def pytest_pyfunc_call(pyfuncitem):
 
 
 @pytest.fixture(autouse=True)
-def fp32(monkeypatch):
-    """On a GPU fp32 is multiplied in fp32: in TF32, the library's choice for convolutions, plain PyTorch's error, by
-    which ours is bounded, follows from the kernel that cuDNN takes."""
+def library(monkeypatch):
+    """On a GPU the library's convolutions repeat their bits, and fp32 is multiplied in fp32: in TF32, the library's
+    choice for them, plain PyTorch's error, by which ours is bounded, follows from the kernel that cuDNN takes."""
     if torch.cuda.is_available():
         for setting in (torch.backends.cuda.matmul, torch.backends.cudnn.conv):
             monkeypatch.setattr(setting, "fp32_precision", "ieee")
+        monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
 
 
 @pytest.fixture
