@@ -1,7 +1,7 @@
 """`python -m benchmarks.retune [paths] [tiles]`: measures the kernels' paths and tiles on this GPU, prints the tables.
 
-The tables are `TABLE` of memmod/ops/backends/gpu_policy.py and the entries for this card's architecture of `MATMUL` in
-kernels/memmod_kernels/configs.py; what is printed replaces them.
+The tables are the entry of this card's generation in `TABLES` of memmod/ops/backends/gpu_policy.py and those of its
+architecture in `MATMUL` of kernels/memmod_kernels/configs.py; what is printed replaces them.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     measure = measurer(str(device))
     compile_ahead(tuning.every_point(named, architecture(device)), str(device), min(16, os.cpu_count() or 1))
     if "paths" in named:
-        print("# memmod/ops/backends/gpu_policy.py")
-        print(tuning.paths_table(measure, tuning.path_points(), where))
+        print("# memmod/ops/backends/gpu_policy.py, in TABLES")
+        print(tuning.paths_table(measure, tuning.path_points(), where, gpu_policy.generation(device)))
     if "tiles" in named:
         print("# kernels/memmod_kernels/configs.py, in MATMUL")
         print(tuning.tiles_table(measure, architecture(device), where))

@@ -258,24 +258,24 @@ def cut(gains: Sequence[tuple[int, float]], up_to: bool) -> int:
     return threshold
 
 
-def paths_table(measure: Measure, points: Iterable[PathPoint], where: str) -> str:
-    """`TABLE` of gpu_policy.py as Python, each threshold with its measurement; those without points as they are."""
+def paths_table(measure: Measure, points: Iterable[PathPoint], where: str, generation: int) -> str:
+    """An entry of `TABLES` of gpu_policy.py, each threshold with its measurement; those without points as they are."""
     failures: list[str] = []
     logs: dict[str, dict[int, list[float]]] = {}
     for point in points:
         library, fused = (measured(measure, point._replace(path=path), failures) for path in ("unfused", "fused"))
         logs.setdefault(point.threshold, {}).setdefault(point.value, []).append(_gain(library, fused))
     comment = f"Measured on {where}: the library's time over the fused path's, forwards in bf16."
-    lines = [*_comment(comment, 0), "TABLE: dict[str, int] = {"]
-    for threshold, before in gpu_policy.TABLE.items():
+    lines = [*_comment(comment, 4), f"    {generation}: {{"]
+    for threshold, before in gpu_policy.TABLES[generation].items():
         gains = [(value, sum(found) / len(found)) for value, found in sorted(logs.get(threshold, {}).items())]
         if gains:
-            lines += _comment(", ".join(f"{_ratio(gain)} at {value}" for value, gain in gains) + ".", 4)
+            lines += _comment(", ".join(f"{_ratio(gain)} at {value}" for value, gain in gains) + ".", 8)
         else:
-            lines += _comment("Not measured.", 4)
+            lines += _comment("Not measured.", 8)
         chosen = cut(gains, up_to=" up to " in threshold) if gains else before
-        lines.append(f'    "{threshold}": {chosen},')
-    return "\n".join([*lines, "}", *_failed(failures)])
+        lines.append(f'        "{threshold}": {chosen},')
+    return "\n".join([*lines, "    },", *_failed(failures)])
 
 
 # The logarithm of a ratio without a number: one of the two paths cannot run.

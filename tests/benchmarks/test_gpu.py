@@ -14,6 +14,7 @@ import torch
 from benchmarks import gpu, gpu_ratios
 from benchmarks.cases import DTYPES, Case, NetworkCase
 from benchmarks.gpu import ROOT, Stage
+from benchmarks.gpu_variants import VARIANTS
 
 # What such a machine may lack of memmod's own requirements and of the tests'.
 MISSING = ("typer", "rich", "msgspec", "sklearn", "jinja2", "xdist", "pytest_benchmark", "ninja")
@@ -108,12 +109,14 @@ def test_the_gpu_tests_are_collected_there_and_each_runs_once(bare: dict[str, st
     found = {}
     for stage in gpu.stages(tmp_path):
         if "pytest" in stage.command:
-            command = [*stage.command, "--collect-only", "-qq"]
+            # One process shows what it collects.
+            command = [*stage.command, "-p", "no:xdist", "--collect-only", "-qq"]
+            command = [part for part in command if not part.startswith("-n=")]
             done = subprocess.run(command, cwd=ROOT, env=bare, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stdout + done.stderr
             found[stage.name] = [line for line in done.stdout.splitlines() if "::" in line]
     assert {line.partition("::")[0] for line in found["types"]} == {"tests/ops/test_gpu_types.py"}
-    assert len(found["types"]) == 4 * len(DTYPES) * 6 and "linear" in found["types"][0]
+    assert len(found["types"]) == (1 + len(VARIANTS)) * len(DTYPES) * 6 and "linear" in found["types"][0]
     assert any(line.startswith("tests/ops/test_cuda.py::") for line in found["tests"])
     assert not set(found["types"]) & set(found["tests"])
 

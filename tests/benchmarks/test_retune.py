@@ -37,8 +37,8 @@ def paths_clock(point: PathPoint) -> float:
 
 def printed_paths(text: str) -> dict[str, int]:
     found: dict = {}
-    exec(text, {}, found)
-    return found["TABLE"]
+    exec("TABLES = {\n" + text + "\n}", {}, found)
+    return found["TABLES"][8]
 
 
 def unwrapped(text: str) -> str:
@@ -51,15 +51,15 @@ def printed_tiles(text: str) -> dict:
 
 
 def test_paths_are_cut_where_the_clock_says() -> None:
-    text = tuning.paths_table(paths_clock, tuning.path_points(), "a card")
+    text = tuning.paths_table(paths_clock, tuning.path_points(), "a card", 8)
     assert printed_paths(text) == TRUTH
-    assert list(TRUTH) == list(gpu_policy.TABLE)
+    assert list(TRUTH) == list(gpu_policy.TABLES[8])
     assert "Measured on a card" in text and "2.00 at 1536, 0.67 at 2048" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
 def test_every_threshold_is_measured_on_both_sides_of_its_present_value() -> None:
-    for threshold, value in gpu_policy.TABLE.items():
+    for threshold, value in gpu_policy.TABLES[8].items():
         values = {point.value for point in tuning.path_points() if point.threshold == threshold}
         assert min(values) < value < max(values)
 
@@ -68,7 +68,7 @@ def test_one_noisy_width_does_not_move_the_cut() -> None:
     def noisy(point: PathPoint) -> float:
         return paths_clock(point) * (2.2 if point.path == "fused" and point.value == 768 else 1.0)
 
-    text = tuning.paths_table(noisy, tuning.path_points(), "a card")
+    text = tuning.paths_table(noisy, tuning.path_points(), "a card", 8)
     assert "0.91 at 768" in text
     assert printed_paths(text)["linear: fused up to inputs"] == 1536
 
@@ -95,13 +95,13 @@ def test_a_path_that_fails_is_not_chosen_and_named() -> None:
         return paths_clock(point)
 
     points = [point for point in tuning.path_points() if point.threshold.startswith("linear")]
-    text = tuning.paths_table(failing, points, "a card")
+    text = tuning.paths_table(failing, points, "a card", 8)
     table = printed_paths(text)
     assert table["linear: fused up to inputs"] == 768
     assert "failed at 1024" in text and "# Left out: PathPoint(" in text and "WrongResult: off by 1" in text
     # What was not measured stays, and the table says so.
     assert {k: v for k, v in table.items() if k.startswith("conv")} == {
-        k: v for k, v in gpu_policy.TABLE.items() if k.startswith("conv")
+        k: v for k, v in gpu_policy.TABLES[8].items() if k.startswith("conv")
     }
     assert text.count("# Not measured.") == 3
 

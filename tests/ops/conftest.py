@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 import torch
@@ -24,6 +25,18 @@ def pytest_pyfunc_call(pyfuncitem):
         if pyfuncitem.funcargs.get("backend", "reference") == "reference":
             raise
         pytest.skip(str(error))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logfinish(nodeid, location):
+    """After a kernel that broke the CUDA context every later test of the process would fail: xdist starts another."""
+    if "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            # Long enough for the report to be sent.
+            time.sleep(0.5)
+            os._exit(1)
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from tests.ops.problems import Case  # noqa: E402
 from tests.ops.test_torch_library import backward_args  # noqa: E402
 
 PADDED = (("padding", (1, 1)),)
+HOST = torch.device("cpu")
 LAST = {"layout": "channels_last", "dy_layout": "channels_last"}
 LARGE = Case("modulated_conv2d", (4, 16, 64, 64, 16, 3), options=PADDED, **LAST)
 
@@ -47,9 +48,9 @@ FUSED = (64, 256, 64, 256)
 def test_few_rows_of_a_linear_layer_and_products_that_are_not_fused():
     assert passed_over(Case("modulated_linear", (16, 33, 31))) is None
     assert passed_over(Case("modulated_linear", (2, 8, 33, 31))) is None
-    assert gpu_policy.linear_path(64, 64 * 256 * 256, whole_batch=False) == "fused"
+    assert gpu_policy.linear_path(HOST, 64, 64 * 256 * 256, whole_batch=False) == "fused"
     assert passed_over(Case("modulated_linear", FUSED)).startswith("taken up to 16 rows")
-    assert gpu_policy.linear_path(64, 2 * 256 * 256, whole_batch=False) == "unfused"
+    assert gpu_policy.linear_path(HOST, 64, 2 * 256 * 256, whole_batch=False) == "unfused"
     assert passed_over(Case("modulated_linear", (2, *FUSED[1:]))) is None
     assert passed_over(Case("modulated_linear", FUSED, "whole batch")) is None
 
@@ -68,7 +69,7 @@ def test_gradients_and_the_tail_are_always_taken():
 
 
 def test_convolutions_that_would_be_fused_are_its_own_on_gpus_of_mma_sync(old_gpu):
-    assert gpu_policy.conv_path(16, 9, 16, 4 * 64 * 64, False) == "fused"
+    assert gpu_policy.conv_path(HOST, 16, 9, 16, 4 * 64 * 64, False) == "fused"
     call = LARGE.draw().call
     assert passed_over(LARGE) is None and cuda_paths.conv2d_path(call, True, False) == "fused"
     assert not cuda_paths.by_library(call)
@@ -76,6 +77,18 @@ def test_convolutions_that_would_be_fused_are_its_own_on_gpus_of_mma_sync(old_gp
     assert cuda_paths.conv2d_dx_is_own(gradient, True)
     assert not cuda_paths.conv2d_dx_is_own(gradient, False)
     assert not cuda_paths.conv2d_dx_is_own(gradient._replace(stride=(2, 2)), True)
+
+
+@pytest.mark.parametrize(("capability", "generation"), [((8, 0), 8), ((9, 0), 9), ((10, 0), 9), ((12, 0), 8)])
+def test_generations(monkeypatch, capability, generation):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu_policy.generation.cache_clear()
+    device = torch.device("cuda:0")
+    assert gpu_policy.generation(device) == generation
+    # What was measured on an H200: no product by pointers pays.
+    path = gpu_policy.linear_path(device, 64, 1 << 24, whole_batch=False)
+    gpu_policy.generation.cache_clear()
+    assert path == ("unfused" if generation == 9 else "fused")
 
 
 def test_the_same_are_left_to_triton_on_other_gpus(path):

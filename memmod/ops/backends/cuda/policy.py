@@ -77,7 +77,7 @@ def conv2d_dx_is_own(call: ConvGradCall, channels_last: bool) -> bool:
 def _linear(call: LinearCall) -> bool:
     units, inputs = call.weight.shape
     outputs = call.x.numel() // max(1, inputs) * units
-    return few_rows(call) or gpu_policy.linear_path(inputs, outputs, call.index.shape[0] == 1) != "fused"
+    return few_rows(call) or gpu_policy.linear_path(call.x.device, inputs, outputs, call.index.shape[0] == 1) != "fused"
 
 
 def _conv2d(call: ConvCall) -> bool:
@@ -86,8 +86,8 @@ def _conv2d(call: ConvCall) -> bool:
     units, inputs, *kernel = call.weight.shape
     whole_batch, pixels = call.index.shape[0] == 1, _pixels(call)
     if kernel == [1, 1] and max(call.stride) == 1 and max(call.padding) == 0:
-        return gpu_policy.linear_path(inputs, pixels * units, whole_batch) != "fused"
-    triton = gpu_policy.conv_path(inputs, math.prod(kernel), units, pixels, whole_batch)
+        return gpu_policy.linear_path(call.x.device, inputs, pixels * units, whole_batch) != "fused"
+    triton = gpu_policy.conv_path(call.x.device, inputs, math.prod(kernel), units, pixels, whole_batch)
     return triton != "fused" or mma_sync_is_best(call.x.device)
 
 
@@ -105,7 +105,7 @@ def _pixels(call: ConvCall) -> int:
 
 def _is_best(x: Tensor, weight: Tensor, pixels: int) -> bool:
     units, inputs, kernel_h, kernel_w = weight.shape
-    path = gpu_policy.conv_path(inputs, kernel_h * kernel_w, units, pixels, whole_batch=False)
+    path = gpu_policy.conv_path(x.device, inputs, kernel_h * kernel_w, units, pixels, whole_batch=False)
     return path == "fused" and mma_sync_is_best(x.device)
 
 

@@ -53,7 +53,7 @@ class TritonPrimitives(Primitives):
 
     def linear_path(self, call: LinearCall, whole_batch: bool) -> Path:
         units, inputs = call.weight.shape
-        return gpu_policy.linear_path(inputs, call.x.numel() // max(1, inputs) * units, whole_batch)
+        return gpu_policy.linear_path(call.x.device, inputs, call.x.numel() // max(1, inputs) * units, whole_batch)
 
     def linear(
         self, call: LinearCall, s_in: TableGates | None, s_out: TableGates | None, keep: Keep | None
@@ -63,7 +63,7 @@ class TritonPrimitives(Primitives):
         return y, matmul(rows, weight, y, b_columns=True, **_epilogue(call, s_in, s_out, keep))
 
     def linear_dx_path(self, call: LinearGradCall, whole_batch: bool) -> Path:
-        return gpu_policy.linear_path(call.dy.shape[-1], math.prod(call.x_shape), whole_batch)
+        return gpu_policy.linear_path(call.dy.device, call.dy.shape[-1], math.prod(call.x_shape), whole_batch)
 
     def linear_dx(
         self, dz: Tensor, call: LinearGradCall, in_gates: TableGates | None, out_gates: TableGates | None
@@ -132,8 +132,8 @@ def _conv2d_path(call: ConvCall | ConvGradCall, pixels: int, channels_last: bool
     units, inputs, kernel_h, kernel_w = call.weight.shape
     product = call.groups == 1 and channels_last
     if product and _pointwise(call):
-        return gpu_policy.linear_path(inputs, pixels * units, whole_batch)
-    path = gpu_policy.conv_path(inputs, kernel_h * kernel_w, units, pixels, whole_batch)
+        return gpu_policy.linear_path(call[0].device, inputs, pixels * units, whole_batch)
+    path = gpu_policy.conv_path(call[0].device, inputs, kernel_h * kernel_w, units, pixels, whole_batch)
     if path == "fused":
         return "fused" if product else "unfused"
     return path if call.groups == 1 else "unfused"
