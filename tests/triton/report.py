@@ -19,7 +19,7 @@ from tests.triton.variants import ARCHITECTURES, GROUPS, Compilation, Group, fac
 REPORT = Path(__file__).resolve().parents[2] / "docs/gpu-report.md"
 HEAD = """# The kernels as machine code
 
-**Compiled and inspected, never executed on a GPU: a run on a GPU is pending. Nothing here is a statement about speed.**
+Compiled and inspected, not timed: [performance.md](performance.md) has what a GPU measured.
 
 Compiled by {versions}.
 Written by `make gpu-report`; `make aot` compiles the same, checks it (no spills, no local memory, no global atomics,
