@@ -120,17 +120,18 @@ def audit_run(
     seeds = oracle_seeds(base, options.seeds + 1)
     place = options.oracles or oracle_folder(base)
     untrained = missing(base, forget, seeds, dataset, place)
-    case = make_case(base, forget, dataset, (), options)
+    logits_path = unlearned.wf.config.logits
+    case = make_case(base, forget, dataset, (), options, logits_path)
     bench = Bench(suspect, None, Subject("logit mask", LogitMask(base.model, forget, unlearned.wf.config.logits)))
     # the oracles are not there yet: the original takes as long as one
-    stand_in = make_case(base, forget, dataset, (base.model,) * options.seeds, options)
+    stand_in = make_case(base, forget, dataset, (base.model,) * options.seeds, options, logits_path)
     seconds = expected_seconds(bench, stand_in, attacks)
     on_estimate(Estimate(untrained, training_seconds(base, dataset) if untrained else 0.0, seconds))
     oracles = retrain(base, forget, seeds, dataset, place, progress=on_oracle)
     networks = [oracle.network.to(device, memory_format=LAYOUT) for oracle in oracles]
     for network in (suspect.network, unlearned.wf, base.model, bench.control.network):
         network.to(device, memory_format=LAYOUT)
-    case = make_case(base, forget, dataset, tuple(networks[:-1]), options)
+    case = make_case(base, forget, dataset, tuple(networks[:-1]), options, logits_path)
     bench = Bench(suspect, Subject("held-out oracle", networks[-1]), bench.control)
     name = slug("-".join(dataset.class_names[c] for c in forget)) + ("-quick" if options.quick else "")
     folder = unlearned.run.file(AUDITS) / name
@@ -141,9 +142,14 @@ def audit_run(
 
 
 def make_case(
-    base: Base, forget: tuple[int, ...], dataset: Dataset, oracles: tuple[nn.Module, ...], options: AuditOptions
+    base: Base,
+    forget: tuple[int, ...],
+    dataset: Dataset,
+    oracles: tuple[nn.Module, ...],
+    options: AuditOptions,
+    logits_path: str | None = None,
 ) -> Case:
-    """What the attacks on a run of this base get."""
+    """What the attacks on a run of this base get; `logits_path` as `ModulateConfig.logits`."""
     meta = base.meta
 
     def fresh(seed: int) -> nn.Module:
@@ -160,6 +166,7 @@ def make_case(
         seed=options.seed,
         quick=options.quick,
         fresh=fresh,
+        logits_path=logits_path,
     )
 
 

@@ -138,12 +138,13 @@ class Line:
         return self.shared_bytes + math.fsum(e.bytes for e in self.entries if not math.isnan(e.bytes))
 
     @property
-    def diverged(self) -> int:
-        return sum(entry.failed is not None for entry in self.entries)
+    def failed(self) -> tuple[str, ...]:
+        """Why classes have no figures."""
+        return tuple(entry.failed for entry in self.entries if entry.failed is not None)
 
     def cells(self) -> tuple[str, ...]:
         """As `HEADINGS` calls them."""
-        failed = f" ({self.diverged} of {len(self.entries)} classes diverged)" if self.diverged else ""
+        failed = f" ({len(self.failed)} of {len(self.entries)} classes failed)" if self.failed else ""
         return (
             self.method,
             f"{self.settings}{failed}",
@@ -224,7 +225,7 @@ def compare(
         for c in forget
     }
     parts = Parts((options.oracles or oracle_folder(base)) / PARTS)
-    bench = _Workbench(base, dataset, oracles, options, parts, data_hash(dataset))
+    bench = _Workbench(base, dataset, oracles, options, parts, data_hash(dataset), runs[0].wf.config.logits)
     kinds = (DEFAULTS, TUNED) if options.tuned else (DEFAULTS,)
     chosen = [
         (get_method(name), kind)
@@ -279,6 +280,7 @@ class _Workbench:
     options: CompareOptions
     parts: Parts
     data: str
+    logits_path: str | None
 
     def of_run(self, run: Unlearned, c: int) -> Entry:
         network = baked_network(run, (c,), self.dataset, self.options.threshold)
@@ -306,7 +308,8 @@ class _Workbench:
                 config = tune(method, task, seed=self.options.seed).config
                 seconds = time.monotonic() - start
             outcome = unlearn_with(method, task, config)
-        except Diverged as error:
+        except (Diverged, ModelError) as error:
+            # One method that diverges, or does not know such networks, must not cost the others.
             return Entry(c, tuning_seconds=seconds, failed=str(error))
         figures = self._figures(outcome.network, c)
         return Entry(c, figures, outcome.seconds, seconds, float(outcome.bytes), asdict(config))
@@ -317,7 +320,7 @@ class _Workbench:
         return {"grid": grid} | ({"tuned on": list(self.options.tune_on)} if self.options.tune_on else {})
 
     def shared_search(self, method: Method) -> dict[str, Any]:
-        """The settings chosen for all classes, and the seconds that it took; why there are none, where all diverged."""
+        """The settings chosen for all classes and the seconds that took; or why there are none."""
         key = self._key(f"settings of {method.name}", -1) | self._search(method)
         stored = self.parts.get(key)
         if stored is None:
@@ -325,7 +328,7 @@ class _Workbench:
             try:
                 tasks = [self._task(c) for c in self.options.tune_on]
                 stored["config"] = asdict(tune(method, *tasks, seed=self.options.seed).config)
-            except Diverged as error:
+            except (Diverged, ModelError) as error:
                 stored["failed"] = str(error)
             except MemmodError as error:
                 raise RunError(f"settings of {method.name}: {error}") from error
@@ -344,11 +347,12 @@ class _Workbench:
             num_classes=self.dataset.num_classes,
             training=base_training(self.base),
             seed=self.options.seed,
+            logits_path=self.logits_path,
         )
 
     def _case(self, c: int, oracles: tuple[nn.Module, ...]) -> Case:
         options = AuditOptions(quick=self.options.quick, seed=self.options.seed, threshold=self.options.threshold)
-        return make_case(self.base, (c,), self.dataset, oracles, options)
+        return make_case(self.base, (c,), self.dataset, oracles, options, self.logits_path)
 
     def _figures(self, network: nn.Module, c: int) -> dict[str, float]:
         case, subject = self._case(c, self.oracles[c]), Subject("", network)
@@ -431,4 +435,7 @@ def _write(
         f"bytes are sums over the classes.{searched}\n\n"
         f"{markdown_table(HEADINGS, [line.cells() for line in comparison.lines])}\n"
     )
+    for line in comparison.lines:
+        if line.failed:
+            text += f"\n{line.method}, {line.settings}: {'; '.join(dict.fromkeys(line.failed))}\n"
     write_atomically(comparison.folder / TABLE, text.encode())

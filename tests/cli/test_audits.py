@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from memmod.errors import ModelError
+from memmod.unlearning.baselines import METHODS
 from tests.cli.test_main import TINY, fail, invoke, succeed
 
 pytestmark = pytest.mark.slow
@@ -73,6 +76,22 @@ def test_settings_chosen_on_one_class_serve_all(runs):
     succeed("compare", runs / "unlearned", *arguments)
     again = json.loads((out / "comparison.json").read_text())
     assert [line["tuning_seconds"] for line in again["lines"] if line["settings"] == "tuned"] == [before]
+
+
+def test_a_method_that_refuses_a_network_costs_no_other(runs, monkeypatch):
+    def refuse(task, config):
+        raise ModelError("there is no such layer")
+
+    monkeypatch.setitem(METHODS, "ssd", replace(METHODS["ssd"], run=refuse))
+    arguments = ("--forget", "5", "--methods", "ssd,nothing", "--tune-on", "5", "--seeds", 1, "--quick")
+    succeed("compare", runs / "unlearned", *arguments, "--out", runs / "refused")
+    card = json.loads((runs / "refused/comparison.json").read_text())
+    lines = {(line["method"], line["settings"]): line["classes"][0] for line in card["lines"]}
+    for settings in ("published defaults", "tuned"):
+        assert lines["ssd", settings]["failed"] == "there is no such layer"
+    assert lines["nothing", "no settings"]["figures"]["Acc_f"] > 0
+    table = (runs / "refused/comparison.md").read_text()
+    assert "(1 of 1 classes failed)" in table and "ssd, tuned: there is no such layer" in table
 
 
 def test_what_cannot_be_done_is_said_in_one_line(runs):
