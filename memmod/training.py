@@ -168,6 +168,7 @@ def fit(
     config: TrainConfig | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     *,
+    steps: int | None = None,
     checkpoint: str | os.PathLike | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -178,6 +179,7 @@ def fit(
         model: a classifier of `dataset`'s classes; left in eval mode.
         config: default: `TrainConfig()`.
         progress: called after each step with (step, steps, loss).
+        steps: instead of the configuration's whole epochs.
         checkpoint: file that takes the state now and then and after the last step; None: none is written.
         resume: go on from that file where it is there. The weights become bit-identical to those of a training
             without interruption (same machine, threads and torch).
@@ -189,7 +191,7 @@ def fit(
     """
     path = None if checkpoint is None else Path(checkpoint)
     with torch.random.fork_rng(devices=[]):
-        training = _Training(model, dataset, config or TrainConfig())
+        training = _Training(model, dataset, config or TrainConfig(), steps)
         if path is not None and resume and path.exists():
             training.restore(Checkpoint.load(path), path)
         training.run(progress, path, checkpoint_seconds)
@@ -200,10 +202,10 @@ def fit(
 class _Training:
     """The state of a training: what a checkpoint holds, and what is made from the settings again."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, steps: int | None = None) -> None:
         self.model, self.dataset, self.config = model, dataset, config
         self.per_epoch = len(batches_of(torch.arange(len(dataset.train)), config.batch_size))
-        self.steps = config.epochs * self.per_epoch
+        self.steps = config.epochs * self.per_epoch if steps is None else steps
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.schedule = self._schedule()
         self.names = [name for name, _ in model.named_parameters()]
@@ -305,6 +307,7 @@ class _Training:
             "network": sha256("\n".join(layout).encode()).hexdigest()[:16],
             "data": self.dataset.name,
             "training_labels": sha256(labels).hexdigest()[:16],
+            **({} if self.steps == self.config.epochs * self.per_epoch else {"steps": self.steps}),
         }
 
 

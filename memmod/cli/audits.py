@@ -15,7 +15,6 @@ from memmod.cli.options import (
     MovedBase,
     Seed,
     Threads,
-    UnlearnedRun,
     app,
     console,
     examples,
@@ -69,8 +68,11 @@ def retrain(
     ),
 )
 def audit(
-    run: UnlearnedRun,
-    forget: Annotated[list[str], typer.Option(help="Class names or numbers, separated by commas. Repeatable.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of memmod unlearn or memmod erase.")],
+    forget: Annotated[
+        list[str] | None,
+        typer.Option(help="Class names or numbers, separated by commas. Repeatable.", show_default="what was erased"),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=2, help="Oracles behind each interval; one more is held out.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images, steps and shadow models.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
@@ -88,17 +90,20 @@ def audit(
     """
     from memmod.cli.terminal import audit_bar, oracle_bar, print_audit, say, told_estimate
     from memmod.runs.audits import CARD, TABLE, AuditOptions, audit_run
-    from memmod.runs.restore import restore_unlearned
+    from memmod.runs.erase import Erased, restore_run
 
     prepare(threads)
-    unlearned = restore_unlearned(run, base)
-    classes = parse_classes(forget, unlearned.base.meta["class_names"])
-    dataset = unlearned.load_data(data_root)
+    found = restore_run(run, base)
+    erased = found.forget if isinstance(found, Erased) else None
+    if forget is None and erased is None:
+        raise typer.BadParameter("name the classes that the network should have forgotten", param_hint="--forget")
+    classes = parse_classes(forget, found.base.meta["class_names"]) if forget else erased
+    dataset = (found if erased is None else found.unlearned).load_data(data_root)
     options = AuditOptions(seeds, quick, threshold, seed, device, oracles)
     quiet = Console(stderr=True)
     with oracle_bar(quiet) as on_oracle, audit_bar(quiet) as on_part:
         audited = audit_run(
-            unlearned,
+            found,
             classes,
             dataset,
             options,

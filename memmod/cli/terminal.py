@@ -20,6 +20,7 @@ from memmod.runs.compare import HEADINGS as COMPARE_HEADINGS
 from memmod.runs.compare import Comparison
 from memmod.runs.compare import Step as CompareStep
 from memmod.runs.oracles import OracleStep
+from memmod.unlearning.erase import Erasing
 from memmod.unlearning.progress import Progress
 
 # Fewer are checked before a bar could be read.
@@ -121,6 +122,19 @@ def told_estimate(console: Console) -> Callable[[Estimate], None]:
             else ""
         )
         say(console, f"{training}attacks of about {duration(estimate.attack_seconds)}; finished parts are kept")
+
+    return tell
+
+
+def told_erasing(console: Console) -> Callable[[Erasing], None]:
+    """Prints what an erasure will do, before it begins."""
+
+    def tell(plan: Erasing) -> None:
+        say(
+            console,
+            f"{', '.join(plan.reset)} drawn anew; {plan.steps} steps of {plan.training.batch_size} of the "
+            f"{len(plan.retained.train)} images that stay",
+        )
 
     return tell
 

@@ -73,13 +73,20 @@ def feature_points(network: nn.Module, x: Tensor) -> tuple[str, ...]:
         x: a batch ``[B, ...]``, B ≥ 2.
     """
     network = unwrapped(network, x)
-    ran: list[str] = []
-    with _hooked({name: _noting(ran, name) for name, _ in network.named_modules() if name}, network):
-        _run(network, x)
+    ran = modules_that_run(network, x)
     head = head_name(network, x)
     names = dict.fromkeys(_listed_blocks(network) or _named_blocks(network))
     blocks = [name for name in dict.fromkeys(ran) if name in names and not _overlap(name, head)]
     return (*blocks, PENULTIMATE)
+
+
+def modules_that_run(network: nn.Module, x: Tensor) -> list[str]:
+    """The names of a network's modules in the order in which they finish, for a batch ``[B, ...]``; one that runs twice
+    stands there twice."""
+    ran: list[str] = []
+    with _hooked({name: _noting(ran, name) for name, _ in network.named_modules() if name}, network):
+        _run(network, x)
+    return ran
 
 
 def head_name(network: nn.Module, x: Tensor) -> str:

@@ -23,6 +23,7 @@ from memmod.evaluation.audit.representation import CKA
 from memmod.evaluation.controls import LogitMask
 from memmod.files.atomic import write_atomically
 from memmod.files.parts import Parts
+from memmod.runs.erase import Erased
 from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import slug, versions, write_json
 from memmod.runs.oracles import Oracle, OracleStep, base_training, missing, oracle_folder, oracle_seeds, retrain
@@ -88,7 +89,7 @@ class Estimate:
 
 
 def audit_run(
-    unlearned: Unlearned,
+    run: Unlearned | Erased,
     forget: Sequence[int],
     dataset: Dataset,
     options: AuditOptions | None = None,
@@ -98,7 +99,9 @@ def audit_run(
     on_oracle: Callable[[OracleStep], None] | None = None,
     on_part: Callable[[Progress], None] = lambda _progress: None,
 ) -> Audited:
-    """Audit what an unlearned run still knows of some classes, and write audit.json and audit.md into its folder.
+    """Audit what a run still knows of some classes, and write audit.json and audit.md into its folder.
+
+    Of a run of unlearning that is its baked network and its memories, of an erased one the network.
 
     Finished oracles and parts are kept by content: a call that was interrupted goes on where it was.
 
@@ -109,36 +112,50 @@ def audit_run(
         on_part: called after each attack on each network.
 
     Raises:
-        MemmodError: classes that the base never knew, a base that cannot be retrained, data of other classes.
+        MemmodError: classes that the base never knew or that were not erased, a base that cannot be retrained, data of
+            other classes.
     """
     from memmod.runs.commands import LAYOUT, usable_device
 
     options = options or AuditOptions()
     forget = tuple(sorted(set(forget)))
-    base, device = unlearned.base, usable_device(options.device)
-    suspect = Subject("memmod", baked_network(unlearned, forget, dataset, options.threshold), unlearned.wf)
+    base, device = run.base, usable_device(options.device)
+    suspect = _suspect(run, forget, dataset, options.threshold)
+    wf = run.wf if isinstance(run, Unlearned) else run.unlearned.wf
     seeds = oracle_seeds(base, options.seeds + 1)
     place = options.oracles or oracle_folder(base)
     untrained = missing(base, forget, seeds, dataset, place)
-    logits_path = unlearned.wf.config.logits
+    logits_path = wf.config.logits
     case = make_case(base, forget, dataset, (), options, logits_path)
-    bench = Bench(suspect, None, Subject("logit mask", LogitMask(base.model, forget, unlearned.wf.config.logits)))
+    bench = Bench(suspect, None, Subject("logit mask", LogitMask(base.model, forget, wf.config.logits)))
     # the oracles are not there yet: the original takes as long as one
     stand_in = make_case(base, forget, dataset, (base.model,) * options.seeds, options, logits_path)
     seconds = expected_seconds(bench, stand_in, attacks)
     on_estimate(Estimate(untrained, training_seconds(base, dataset) if untrained else 0.0, seconds))
     oracles = retrain(base, forget, seeds, dataset, place, progress=on_oracle)
     networks = [oracle.network.to(device, memory_format=LAYOUT) for oracle in oracles]
-    for network in (suspect.network, unlearned.wf, base.model, bench.control.network):
+    for network in (suspect.network, wf, base.model, bench.control.network):
         network.to(device, memory_format=LAYOUT)
     case = make_case(base, forget, dataset, tuple(networks[:-1]), options, logits_path)
     bench = Bench(suspect, Subject("held-out oracle", networks[-1]), bench.control)
     name = slug("-".join(dataset.class_names[c] for c in forget)) + ("-quick" if options.quick else "")
-    folder = unlearned.run.file(AUDITS) / name
+    folder = run.run.file(AUDITS) / name
     parts = Parts(place / PARTS)
     card = audit(bench, case, attacks, parts=parts, data=data_hash(dataset), on_part=on_part)
-    write_card(folder, card, unlearned, dataset, options, oracles)
+    write_card(folder, card, run, dataset, options, oracles)
     return Audited(folder, card)
+
+
+def _suspect(run: Unlearned | Erased, forget: tuple[int, ...], dataset: Dataset, threshold: float) -> Subject:
+    if isinstance(run, Unlearned):
+        return Subject("memmod", baked_network(run, forget, dataset, threshold), run.wf)
+    if forget != run.forget:
+        names = run.base.meta["class_names"]
+        raise SelectionError(
+            f"{run.run.path} has erased {', '.join(names[c] for c in run.forget)}, not "
+            f"{', '.join(names[c] for c in forget)}: audit what was erased"
+        )
+    return Subject("memmod", run.network)
 
 
 def make_case(
@@ -216,7 +233,7 @@ def data_hash(dataset: Dataset) -> str:
 def write_card(
     folder: str | os.PathLike[str],
     card: AuditCard,
-    unlearned: Unlearned,
+    run: Unlearned | Erased,
     dataset: Dataset,
     options: AuditOptions,
     oracles: Sequence[Oracle],
@@ -227,16 +244,16 @@ def write_card(
     """
     names = [dataset.class_names[c] for c in card.forget]
     settings: dict[str, Any] = {
-        "run": unlearned.run.path.name,
-        "base": unlearned.base.folder.name,
+        "run": run.run.path.name,
+        "base": run.base.folder.name,
         "data": dataset.name,
         "forgotten": names,
         "quick": options.quick,
-        "threshold": options.threshold,
+        "threshold": _threshold(run, options),
         "seed": options.seed,
         "oracle_folders": [oracle.folder.name for oracle in oracles[:-1]],
         "held_out_oracle": oracles[-1].folder.name,
-        "unlearning": {**unlearned.run.settings, "base": unlearned.base.folder.name},
+        "unlearning" if isinstance(run, Unlearned) else "erasing": {**run.run.settings, **_places(run)},
         "versions": versions(),
     }
     folder = Path(folder)
@@ -244,11 +261,23 @@ def write_card(
     lines = [
         f"# Audit: {', '.join(names)}",
         "",
-        f"{unlearned.base.meta['model']} on {dataset.name}, run `{unlearned.run.path.name}`, gates below "
-        f"{options.threshold:g} zeroed, seed {options.seed}{', quick' if options.quick else ''}.",
+        f"{run.base.meta['model']} on {dataset.name}, run `{run.run.path.name}`"
+        f"{'' if isinstance(run, Unlearned) else ', erased'}, gates below {_threshold(run, options):g} zeroed, seed "
+        f"{options.seed}{', quick' if options.quick else ''}.",
         "",
         card.markdown(),
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
         "",
     ]
     write_atomically(folder / TABLE, "\n".join(lines).encode())
+
+
+def _places(run: Unlearned | Erased) -> dict[str, str]:
+    """The folders among a run's settings, by their names."""
+    places = {"base": run.base.folder.name}
+    return places if isinstance(run, Unlearned) else places | {"unlearned": run.unlearned.run.path.name}
+
+
+def _threshold(run: Unlearned | Erased, options: AuditOptions) -> float:
+    """Of the gates in the network that was audited, or that it was erased from."""
+    return options.threshold if isinstance(run, Unlearned) else run.run.settings["threshold"]

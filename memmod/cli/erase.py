@@ -1,0 +1,91 @@
+"""The command that erases classes for good."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memmod.cli.options import (
+    DataRoot,
+    MovedBase,
+    Overwrite,
+    Resume,
+    Seed,
+    Threads,
+    UnlearnedRun,
+    app,
+    check_exclusive,
+    console,
+    examples,
+    given,
+    parse_classes,
+    prepare,
+)
+
+
+@app.command(
+    epilog=examples(
+        "memmod erase runs/fashion-mnist-resnet-unlearned --forget shirt",
+        "memmod erase runs/digits-resnet-unlearned --forget 3,8 --budget 0.1",
+    ),
+)
+def erase(
+    run: UnlearnedRun,
+    forget: Annotated[list[str], typer.Option(help="Class names or numbers, separated by commas. Repeatable.")],
+    budget: Annotated[float, typer.Option(help="Images to train on, as a share of the base's training.")] = 0.2,
+    lr: Annotated[
+        float | None, typer.Option(help="AdamW's highest learning rate.", show_default="fits the base's")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, show_default="half the base's")] = None,
+    reset: Annotated[
+        list[str] | None,
+        typer.Option(help="Layers to draw anew. Repeatable.", show_default="the last stage and the head"),
+    ] = None,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder.", show_default="the run's, with -erased-CLASSES")
+    ] = None,
+    seed: Seed = 0,
+    base: MovedBase = None,
+    data_root: DataRoot = None,
+    threads: Threads = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Erase classes for good: the last stage drawn anew, all weights trained on the images of the other classes.
+
+    Writes an ordinary network of the base's architecture; the run and its memories stay as they are.
+    """
+    from memmod.cli.terminal import say, told_erasing, training_bar
+    from memmod.runs.erase import EraseOptions, erase_run
+    from memmod.runs.restore import restore_unlearned
+
+    prepare(threads)
+    check_exclusive(resume, overwrite)
+    unlearned = restore_unlearned(run, base)
+    names = unlearned.base.meta["class_names"]
+    classes = parse_classes(forget, names)
+    dataset = unlearned.load_data(data_root)
+    changes = given(budget=budget, lr=lr, batch_size=batch_size, reset=layers, seed=seed)
+    with training_bar(console) as progress:
+        erased = erase_run(
+            unlearned,
+            classes,
+            dataset,
+            out,
+            EraseOptions(changes, threshold),
+            resume=resume,
+            overwrite=overwrite,
+            on_plan=told_erasing(console),
+            progress=progress,
+        )
+    found = erased.metrics
+    say(
+        console,
+        f"Accuracy on test images of {', '.join(names[c] for c in classes)} at most {max(found['acc_forget']):.1%}, of "
+        f"the others {found['mean_retain']:.1%}. The network is in {erased.run.path}",
+    )
+    say(console, f"Next: memmod audit {shlex.quote(str(erased.run.path))}")

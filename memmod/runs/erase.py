@@ -1,0 +1,169 @@
+"""What `memmod erase` does: a run of unlearning in, an ordinary network without some classes out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from torch import nn
+
+from memmod.data import Dataset
+from memmod.errors import RunError
+from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
+from memmod.runs.export import in_base_architecture
+from memmod.runs.folder import CONFIG, METRICS, RunFolder, remove_checkpoint, slug
+from memmod.runs.oracles import base_training
+from memmod.runs.restore import Base, Unlearned, restore_unlearned
+from memmod.training import accuracies
+from memmod.unlearning.erase import EraseConfig, Erasing, default_erasing, erase, plan_erasure
+from memmod.zoo import base_meta, create_model, load_base, save_base
+
+OnStep = Callable[[int, int, float], None]
+
+
+class EraseSettings(msgspec.Struct, frozen=True):
+    """What is read again of the settings of `memmod erase`."""
+
+    unlearned: str
+    forget: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    threshold: float
+
+
+@dataclass(frozen=True)
+class EraseOptions:
+    """What to erase how: the fields of `EraseConfig` that differ from the base's defaults.
+
+    `threshold`: gates of the baked network below it are exactly 0.
+    """
+
+    changes: dict[str, Any]
+    threshold: float = 0.3
+
+
+@dataclass(frozen=True)
+class Erased:
+    """An erased network, the run it was made from, and what was measured on the test split."""
+
+    run: RunFolder
+    unlearned: Unlearned
+    forget: tuple[int, ...]
+    network: nn.Module
+    metrics: dict[str, Any]
+
+    @property
+    def base(self) -> Base:
+        return self.unlearned.base
+
+
+def erased_folder(unlearned: Unlearned, forget: Sequence[int]) -> Path:
+    """Where `memmod erase` puts a network unless told otherwise: beside the run."""
+    names = unlearned.base.meta["class_names"]
+    path = unlearned.run.path
+    return path.with_name(f"{path.name}-erased-{slug('-'.join(names[c] for c in sorted(set(forget))))}")
+
+
+def erase_run(
+    unlearned: Unlearned,
+    forget: Sequence[int],
+    dataset: Dataset,
+    out: str | os.PathLike[str] | None = None,
+    options: EraseOptions | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_plan: Callable[[Erasing], None] = lambda _plan: None,
+    progress: OnStep | None = None,
+) -> Erased:
+    """Erase classes from a run's baked network, and keep the network in a run folder, an ordinary base's two files.
+
+    The network is kept before it is measured. The run itself stays as it is.
+
+    Args:
+        dataset: what the base was trained on.
+        out: default: `erased_folder`.
+        resume: go on from the checkpoint of an interrupted run of the same settings. A finished run is returned as it
+            is.
+        on_plan: called with what will be done, before the first step.
+
+    Raises:
+        MemmodError: classes that cannot be erased, too small a budget, a base that memmod did not train, an existing
+            run folder, or a loss that is not finite.
+    """
+    options = options or EraseOptions({})
+    base, forget = unlearned.base, tuple(sorted(set(forget)))
+    training = base_training(base)
+    config = EraseConfig(**{**asdict(default_erasing(base.model, training)), **options.changes})
+    plan = plan_erasure(base.model, dataset, forget, training, config)
+    settings = {
+        "data": base.meta["data"],
+        "unlearned": str(unlearned.run.path),
+        "base": str(base.folder),
+        "model": base.meta["model"],
+        "forget": list(forget),
+        "threshold": options.threshold,
+        "steps": plan.steps,
+        **config.to_dict(),
+        "reset": list(plan.reset),
+    }
+    run = RunFolder.start(
+        out or erased_folder(unlearned, forget), "erase", settings, resume=resume, overwrite=overwrite
+    )
+    if run.file(METRICS).exists():
+        remove_checkpoint(run)
+        return restore_erased(run.path, base.folder, unlearned)
+    on_plan(plan)
+    x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
+    network = in_base_architecture(unlearned.wf, forget, base.model, x, options.threshold)
+    shape = tuple(base.meta["input_shape"])
+    # A seed that no other network of this base has.
+    fresh = create_model(base.meta["model"], dataset.num_classes, shape, False, 10_000 + config.seed)
+    erase(network, plan, fresh, progress, checkpoint=run.file(CHECKPOINT), resume=resume)
+    meta = base_meta(base.meta["model"], dataset, plan.training, {}) | {"erased": list(forget), "images": plan.images}
+    save_base(run.path, network, meta)
+    by_class = accuracies(network, dataset.test, dataset.num_classes)[1]
+    stays = [value for c, value in enumerate(by_class) if c not in forget]
+    metrics = {
+        "class_accuracy": by_class,
+        "acc_forget": [by_class[c] for c in forget],
+        "mean_retain": sum(stays) / len(stays),
+        "images": plan.images,
+        "share_of_training": plan.images / (training.epochs * len(dataset.train)),
+    }
+    save_base(run.path, network, meta | {"metrics": metrics})
+    run.write_metrics(metrics)
+    remove_checkpoint(run)
+    return Erased(run, unlearned, forget, network, metrics)
+
+
+def restore_erased(
+    folder: str | os.PathLike[str],
+    base: str | os.PathLike[str] | None = None,
+    unlearned: Unlearned | None = None,
+) -> Erased:
+    """Load what `memmod erase` wrote to `folder`; `base` where the base has moved since.
+
+    Raises:
+        MemmodError: it is no such run, is damaged or not finished, or the run it came from is not there.
+    """
+    run = RunFolder.open(folder)
+    if run.command != "erase":
+        raise RunError(f"{folder} holds a run of `memmod {run.command}`: name one of `memmod erase`")
+    network, card = load_base(folder)
+    settings = run.settings_as(EraseSettings)
+    if list(settings.forget) != card.get("erased"):
+        raise RunError(f"{run.file(CONFIG)} and base.json in {folder} name different classes: run it again")
+    if unlearned is None:
+        unlearned = restore_unlearned(settings.unlearned, base)
+    return Erased(run, unlearned, settings.forget, network, run.metrics())
+
+
+def restore_run(folder: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Unlearned | Erased:
+    """A run of `memmod unlearn` or of `memmod erase`. Raises as `restore_unlearned` does."""
+    if RunFolder.open(folder).command == "erase":
+        return restore_erased(folder, base)
+    return restore_unlearned(folder, base)
