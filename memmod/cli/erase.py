@@ -69,6 +69,7 @@ def erase(
     names = unlearned.base.meta["class_names"]
     classes = parse_classes(forget, names)
     dataset = unlearned.load_data(data_root)
+    layers = None if reset is None else tuple(reset)
     changes = given(budget=budget, lr=lr, batch_size=batch_size, reset=layers, seed=seed)
     with training_bar(console) as progress:
         erased = erase_run(
