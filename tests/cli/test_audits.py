@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from memmod.data import load_data
 from memmod.errors import ModelError
+from memmod.training import accuracies
 from memmod.unlearning.baselines import METHODS
+from memmod.zoo import load_base
 from tests.cli.test_main import TINY, fail, invoke, succeed
 
 pytestmark = pytest.mark.slow
@@ -101,3 +104,32 @@ def test_what_cannot_be_done_is_said_in_one_line(runs):
     assert "class 10" in fail("compare", runs / "unlearned", "--forget", "8", "--tune-on", "10")
     assert "'scrubb'" in fail("compare", runs / "unlearned", "--methods", "scrubb")
     assert not (runs / "unlearned/audits/nine").exists()
+
+
+def test_erase_writes_a_network_that_audit_takes(runs):
+    output = succeed("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9, "--batch-size", 16)
+    folder = runs / "unlearned-erased-8"
+    assert "fc drawn anew" in output and str(folder) in output
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["acc_forget"] == [0.0] and metrics["share_of_training"] == pytest.approx(0.9, abs=0.02)
+    network, card = load_base(folder)
+    assert card["erased"] == [8] and accuracies(network, load_data("digits").test, 10)[1] == metrics["class_accuracy"]
+    succeed("audit", folder, "--seeds", 2, "--quick")
+    audit = json.loads((folder / "audits/8-quick/audit.json").read_text())
+    assert audit["erasing"]["unlearned"] == "unlearned" and audit["erasing"]["forget"] == [8]
+    rows = {(row["attack"], row["figure"]): row for row in audit["rows"]}
+    assert rows["accuracy", "Acc_f"]["value"] == 0.0
+    # Nothing of it can be opened again.
+    assert "it has no memories" in (folder / "audits/8-quick/audit.md").read_text()
+    again = succeed("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9, "--batch-size", 16, "--resume")
+    assert "drawn anew" not in again
+
+
+def test_what_cannot_be_erased_is_said_in_one_line(runs):
+    assert "too few for new layers" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 0.001)
+    assert "budget is 2.0" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 2)
+    assert "no layer 'top'" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9, "--reset", "top")
+    assert "--resume" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9)
+    assert "not 3: audit what was erased" in fail("audit", runs / "unlearned-erased-8", "--forget", "3")
+    assert "memmod erase" in fail("evaluate", runs / "unlearned-erased-8")
+    assert not (runs / "unlearned-erased-3").exists()
