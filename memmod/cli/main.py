@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -213,7 +214,7 @@ def unlearn(
     ),
 )
 def evaluate(
-    run: UnlearnedRun,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of memmod unlearn or memmod erase.")],
     sets: Annotated[str, typer.Option(help="Sizes of random sets of classes to forget at once; '' for none.")] = "2,3",
     sets_per_size: Annotated[int, typer.Option(min=1, help="Random sets of each size.")] = 10,
     statistics: Annotated[
@@ -226,15 +227,25 @@ def evaluate(
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Measure every class on the test split, beside the original network, a logit mask and random gates."""
-    from memmod.cli.terminal import checking_bar, evaluation_bar, print_evaluation, say
+    """Measure every class on the test split, beside the original network, a logit mask and random gates.
+
+    An erased network beside the original alone.
+    """
+    from memmod.cli.terminal import checking_bar, evaluation_bar, print_erased, print_evaluation, say
     from memmod.evaluation import forward_passes
     from memmod.runs import commands
-    from memmod.runs.restore import restore_unlearned
+    from memmod.runs.erase import Erased, evaluate_erased, restore_run
 
     prepare(threads)
     sizes = _sizes(sets)
-    unlearned = restore_unlearned(run, base)
+    unlearned = restore_run(run, base)
+    if isinstance(unlearned, Erased):
+        found = evaluate_erased(unlearned, unlearned.unlearned.load_data(data_root))
+        if as_json:
+            typer.echo(json.dumps(found.to_dict(), indent=2))
+        else:
+            print_erased(console, found, f"{run}")
+        return
     passes = forward_passes(unlearned.wf.num_classes, sizes, sets_per_size, seed)
     dataset = unlearned.load_data(data_root)
     images = passes * len(dataset.test)
@@ -254,8 +265,6 @@ def evaluate(
             on_checked=on_checked,
         )
     if as_json:
-        import json
-
         typer.echo(json.dumps(result.to_dict(), indent=2))
         return
     print_evaluation(console, result, f"{run}")

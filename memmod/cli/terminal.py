@@ -19,6 +19,7 @@ from memmod.runs.commands import Evaluation
 from memmod.runs.compare import HEADINGS as COMPARE_HEADINGS
 from memmod.runs.compare import Comparison
 from memmod.runs.compare import Step as CompareStep
+from memmod.runs.erase import ErasedAccuracies
 from memmod.runs.oracles import OracleStep
 from memmod.unlearning.erase import Erasing
 from memmod.unlearning.progress import Progress
@@ -200,6 +201,21 @@ def print_evaluation(console: Console, result: Evaluation, title: str) -> None:
             f"With BatchNorm statistics taken anew under each selection: Acc_f {anew.mean_forget:.1%}, at worst "
             f"{anew.worst_forget:.1%} ({worst}); Acc_r {anew.mean_retain:.1%}",
         )
+
+
+def print_erased(console: Console, found: ErasedAccuracies, title: str) -> None:
+    """Print each class's accuracy before and after an erasure."""
+    table = Table(title=Text(title, "table.title"))
+    table.add_column("class")
+    for heading in ("original", "erased", "points"):
+        table.add_column(heading, justify="right")
+    for c, (before, after) in enumerate(zip(found.original, found.erased, strict=True)):
+        name = f"{found.class_names[c]}{' (erased)' if c in found.forget else ''}"
+        table.add_row(*map(Text, (name, f"{before:.1%}", f"{after:.1%}", f"{100 * (after - before):+.1f}")))
+    before, after = found.mean_retain(found.original), found.mean_retain(found.erased)
+    table.add_section()
+    table.add_row("mean of those that stay", f"{before:.1%}", f"{after:.1%}", f"{100 * (after - before):+.1f}")
+    console.print(table)
 
 
 def print_audit(console: Console, card: AuditCard, title: str) -> None:

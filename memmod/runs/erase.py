@@ -12,11 +12,11 @@ import msgspec
 import torch
 from torch import nn
 
-from memmod.data import Dataset
+from memmod.data import Dataset, check_classes
 from memmod.errors import RunError
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.runs.export import in_base_architecture
-from memmod.runs.folder import CONFIG, METRICS, RunFolder, remove_checkpoint, slug
+from memmod.runs.folder import CONFIG, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, write_json
 from memmod.runs.oracles import base_training
 from memmod.runs.restore import Base, Unlearned, restore_unlearned
 from memmod.training import accuracies
@@ -167,3 +167,38 @@ def restore_run(folder: str | os.PathLike[str], base: str | os.PathLike[str] | N
     if RunFolder.open(folder).command == "erase":
         return restore_erased(folder, base)
     return restore_unlearned(folder, base)
+
+
+@dataclass(frozen=True)
+class ErasedAccuracies:
+    """Accuracy on each class's test images, of the original and of the erased network."""
+
+    class_names: tuple[str, ...]
+    forget: tuple[int, ...]
+    original: tuple[float, ...]
+    erased: tuple[float, ...]
+
+    def mean_retain(self, values: Sequence[float]) -> float:
+        """Over the classes that stay."""
+        kept = [value for c, value in enumerate(values) if c not in self.forget]
+        return sum(kept) / len(kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return asdict(self)
+
+
+def evaluate_erased(erased: Erased, dataset: Dataset) -> ErasedAccuracies:
+    """Measure an erased network on the test split beside the original, and record it in the run folder.
+
+    Raises:
+        DataError: a class without test images.
+    """
+    check_classes(f"the test split of {dataset.name}", dataset.test.labels, dataset.class_names)
+    found = [
+        tuple(accuracies(network, dataset.test, dataset.num_classes)[1])
+        for network in (erased.base.model, erased.network)
+    ]
+    result = ErasedAccuracies(tuple(dataset.class_names), erased.forget, *found)
+    write_json(erased.run.file(SCORECARD), result.to_dict())
+    return result

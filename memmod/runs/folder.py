@@ -22,13 +22,14 @@ from memmod.files.strict_json import Origin, as_json, check, dump, parse
 CONFIG = "config.json"
 METRICS = "metrics.json"
 MEMORY = "memory.safetensors"
+SCORECARD = "scorecard.json"
 BASE = "base.safetensors"
 
 T = TypeVar("T")
 
 _FORMAT = "memmod-run-1"
 # what a run may write into its folder, and so what --overwrite may delete: nothing else is touched
-_OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", "scorecard.json", "history.json", "report.html")
+_OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", SCORECARD, "history.json", "report.html")
 _OWN_PATTERNS = (
     "audits",
     "checkpoint*",

@@ -121,6 +121,9 @@ def test_erase_writes_a_network_that_audit_takes(runs):
     assert rows["accuracy", "Acc_f"]["value"] == 0.0
     # Nothing of it can be opened again.
     assert "it has no memories" in (folder / "audits/8-quick/audit.md").read_text()
+    measured = json.loads(succeed("evaluate", folder, "--json"))
+    assert measured["erased"] == metrics["class_accuracy"] and measured["original"][8] > 0.5
+    assert "8 (erased)" in succeed("evaluate", folder)
     again = succeed("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9, "--batch-size", 16, "--resume")
     assert "drawn anew" not in again
 
@@ -131,5 +134,5 @@ def test_what_cannot_be_erased_is_said_in_one_line(runs):
     assert "no layer 'top'" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9, "--reset", "top")
     assert "--resume" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 0.9)
     assert "not 3: audit what was erased" in fail("audit", runs / "unlearned-erased-8", "--forget", "3")
-    assert "memmod erase" in fail("evaluate", runs / "unlearned-erased-8")
+    assert "memmod erase" in fail("bake", runs / "unlearned-erased-8", "--forget", "8")
     assert not (runs / "unlearned-erased-3").exists()
