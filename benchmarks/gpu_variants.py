@@ -32,11 +32,11 @@ def on_variant(rival: str) -> Iterator[None]:
         yield
         return
     backend, path = VARIANTS[rival]
-    before = dispatch.get_backend()
+    before, path_before = dispatch.get_backend(), gpu_policy.forced()
     dispatch.set_backend(backend)
     gpu_policy.force(path)
     try:
         yield
     finally:
-        gpu_policy.force(None)
+        gpu_policy.force(path_before)
         dispatch.set_backend(before)

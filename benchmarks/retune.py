@@ -80,13 +80,13 @@ def on_path(point: Point) -> Iterator[None]:
     """The backend and the path of a point; the library's product has the tail that launches faster."""
     path = getattr(point, "path", None)
     by_cuda = path == "unfused" and dispatch.availability()["cuda"] is None
-    forced = dispatch.get_backend()
+    forced, path_before = dispatch.get_backend(), gpu_policy.forced()
     dispatch.set_backend("cuda" if by_cuda else "triton")
     gpu_policy.force(path)
     try:
         yield
     finally:
-        gpu_policy.force(None)
+        gpu_policy.force(path_before)
         dispatch.set_backend(forced)
 
 
