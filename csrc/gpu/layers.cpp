@@ -148,8 +148,7 @@ std::pair<Optional, at::Tensor> memory_gradient(
     if (with_dz) one_pass(dy, view, gates, samples, {}, {}, dz, false);
     return {dz, class_sums(dy, y, gates)};
   }
-  const Optional sums =
-      one_pass(dy, view, with_dz ? OptionalGates(gates) : OptionalGates(), samples, y, {}, dz, true);
+  const Optional sums = one_pass(dy, view, with_dz ? OptionalGates(gates) : OptionalGates(), samples, y, {}, dz, true);
   return {dz, class_sums(*sums, {}, gates)};
 }
 
@@ -272,13 +271,14 @@ Gradients linear_backward(const LayerGradCall& call) {
   const c10::OptionalDeviceGuard device(call.dy.device());
   const at::Tensor dy = call.dy.flatten(0, -2).contiguous();
   const auto rows = [](const Optional& t) { return t.has_value() ? Optional(t->flatten(0, -2)) : Optional(); };
-  const auto library = [](const at::Tensor& dz, const Optional& x, const at::Tensor& weight, bool with_dx, bool with_dw) {
+  const auto library = [](const at::Tensor& dz, const Optional& x, const at::Tensor& weight, bool with_dx,
+                          bool with_dw) {
     return std::pair<at::Tensor, at::Tensor>(
         with_dx ? at::mm(dz, weight) : at::Tensor(), with_dw ? at::mm(dz.t(), *x) : at::Tensor());
   };
   const bool need_dinput = call.needs[4];
-  Gradients gradients = backward(
-      library, call, dy, rows(call.x), rows(call.saved), whole_batch(call.modulation, need_dinput), -1);
+  Gradients gradients =
+      backward(library, call, dy, rows(call.x), rows(call.saved), whole_batch(call.modulation, need_dinput), -1);
   if (call.needs[0]) gradients.x = at::_unsafe_view(gradients.x, call.x_shape);
   return gradients;
 }
@@ -309,8 +309,7 @@ Gradients conv2d_backward(const LayerGradCall& call, const ConvOptions& options)
         dz, *x, weight, at::OptionalIntArrayRef(), options.stride, options.padding, options.dilation, false, {0, 0},
         options.groups, {with_dx, with_dw, false});
     return std::pair<at::Tensor, at::Tensor>(
-        with_dx ? dx.contiguous(format) : dx,
-        with_dw ? dweight.contiguous(weight.suggest_memory_format()) : dweight);
+        with_dx ? dx.contiguous(format) : dx, with_dw ? dweight.contiguous(weight.suggest_memory_format()) : dweight);
   };
   const bool fold = !need_dweight && whole_batch(call.modulation, need_dinput) && options.groups == 1;
   return backward(library, call, call.dy.contiguous(format), call.x, call.saved, fold, 1);

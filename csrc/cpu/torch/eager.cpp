@@ -63,8 +63,9 @@ bool ordinary_thread() {
 }
 
 bool is_memory(const OptionalTensor& memory, const at::Tensor& x, int64_t width) {
-  return !memory.has_value() || (ordinary(*memory) && memory->device() == x.device() && memory->dim() == 2 && memory->scalar_type() == at::kFloat &&
-                                 memory->size(1) == width && memory->size(0) > 0);
+  return !memory.has_value() ||
+         (ordinary(*memory) && memory->device() == x.device() && memory->dim() == 2 &&
+          memory->scalar_type() == at::kFloat && memory->size(1) == width && memory->size(0) > 0);
 }
 
 bool is_index(const at::Tensor& index, const at::Tensor& x, int64_t classes) {
@@ -214,10 +215,10 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
             {optional(saved.memory), optional(saved.input_memory), saved.index, call.gate, call.gate_bias, call.relu},
         .saved = optional(saved.y),
         .needs = call.needs};
-    const Gradients gradients =
-        on_gpu(dy) ? call.conv.has_value() ? gpu::conv2d_backward(grad_call, *call.conv) : gpu::linear_backward(grad_call)
-        : call.conv.has_value() ? conv2d_backward(grad_call, *call.conv)
-                                : linear_backward(grad_call);
+    const Gradients gradients = on_gpu(dy) ? call.conv.has_value() ? gpu::conv2d_backward(grad_call, *call.conv)
+                                                                   : gpu::linear_backward(grad_call)
+                                : call.conv.has_value() ? conv2d_backward(grad_call, *call.conv)
+                                                        : linear_backward(grad_call);
     size_t place = 0;
     for (const at::Tensor* gradient :
          {&gradients.x, &gradients.weight, &gradients.bias, &gradients.memory, &gradients.input_memory}) {
@@ -328,8 +329,7 @@ struct OutputFunction : torch::autograd::Function<OutputFunction> {
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
     if (on_gpu(dy)) {
-      const auto gradients =
-          gpu::output_backward(dy, optional(y), memory, index, call.dim, call.gate, call.needs);
+      const auto gradients = gpu::output_backward(dy, optional(y), memory, index, call.dim, call.gate, call.needs);
       results[0] = gradients[0];
       results[1] = gradients[1];
       return results;
@@ -455,7 +455,8 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("conv2d", memmod::cpu::conv2d, "modulated_conv2d, or None");
   module.def("output", memmod::cpu::output, "modulate_output, or None");
   module.def(
-      "gpu_layers_on_cpu", [](bool on) { memmod::cpu::gpu_layers_on_cpu = on; }, "for tests: CPU tensors go to csrc/gpu");
+      "gpu_layers_on_cpu", [](bool on) { memmod::cpu::gpu_layers_on_cpu = on; },
+      "for tests: CPU tensors go to csrc/gpu");
   module.def("packed_bytes", memmod::cpu::packed_bytes, "bytes of packed weights that are kept");
   module.def("isa", [] { return memmod::cpu::isa_name(); }, "instruction set of the kernels in use");
   module.def("set_isa", memmod::cpu::set_isa, "for tests: the kernels of another instruction set");
