@@ -16,7 +16,7 @@ from memmod.data import Dataset, check_classes
 from memmod.errors import RunError
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.runs.export import in_base_architecture
-from memmod.runs.folder import CONFIG, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, write_json
+from memmod.runs.folder import BASE, CONFIG, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, write_json
 from memmod.runs.oracles import base_training
 from memmod.runs.restore import Base, Unlearned, restore_unlearned
 from memmod.training import accuracies
@@ -153,6 +153,7 @@ def restore_erased(
     run = RunFolder.open(folder)
     if run.command != "erase":
         raise RunError(f"{folder} holds a run of `memmod {run.command}`: name one of `memmod erase`")
+    run.existing(BASE)
     network, card = load_base(folder)
     settings = run.settings_as(EraseSettings)
     if list(settings.forget) != card.get("erased"):

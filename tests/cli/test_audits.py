@@ -136,3 +136,5 @@ def test_what_cannot_be_erased_is_said_in_one_line(runs):
     assert "not 3: audit what was erased" in fail("audit", runs / "unlearned-erased-8", "--forget", "3")
     assert "memmod erase" in fail("bake", runs / "unlearned-erased-8", "--forget", "8")
     assert not (runs / "unlearned-erased-3").exists()
+    (runs / "unlearned-erased-8/base.safetensors").unlink()
+    assert "did not finish" in fail("audit", runs / "unlearned-erased-8")
