@@ -63,7 +63,7 @@ def test_a_stage_ends_by_its_time_and_the_next_one_runs(tmp_path: Path) -> None:
 def test_a_stage_that_ignores_its_time_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "GRACE", 0.5)
     deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('on')\ntime.sleep(60)"
-    assert gpu.run_all((Stage("deaf", 1.0, python(deaf)),), tmp_path, 1.5, os.environ) == 0
+    assert gpu.run_all((Stage("deaf", 1.0, python(deaf)),), tmp_path, 4.0, os.environ) == 0
     ended = json.loads((tmp_path / "summary.json").read_text())["deaf"]
     assert ended["timed_out"] and ended["returncode"] == -9 and ended["last_line"] == "on"
 
