@@ -109,8 +109,8 @@ MATMUL: dict[tuple[int, int], tuple[MatmulConfig, ...]] = {
         MatmulConfig(64, 64, 16, 8, 4, 4),
         MatmulConfig(16, 64, 32, 8, 4, 3),
     ),
-    # Counted: of the tiles that were the fastest on the same, 128x64x32 with 4 warps does not compile in Triton 3.8 where
-    # samples have few rows, and 32x64x32 spills.
+    # Counted: of the tiles that were the fastest on the same, 128x64x32 with 4 warps does not compile in Triton 3.8
+    # where samples have few rows, and 32x64x32 spills.
     (90, 4): (
         MatmulConfig(128, 64, 32, 8, 8, 3),
         MatmulConfig(64, 64, 32, 8, 4, 3),
