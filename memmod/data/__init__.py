@@ -11,7 +11,16 @@ import torch
 from memmod.data.file_split import FileSplit
 from memmod.data.folders import load_folder
 from memmod.data.idx import IDX_FILES, fashion_mnist, mnist, read_idx
-from memmod.data.splits import Dataset, Split, TensorSplit, at_most, batches_of, check_classes, stratified
+from memmod.data.splits import (
+    Dataset,
+    Split,
+    TensorSplit,
+    at_most,
+    batches_of,
+    check_classes,
+    stratified,
+    without_classes,
+)
 from memmod.data.torchvision_sets import cifar, imagenet
 from memmod.errors import DataError
 
@@ -29,6 +38,7 @@ __all__ = [
     "load_data",
     "read_idx",
     "stratified",
+    "without_classes",
 ]
 
 NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagenet", "folder:PATH")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 import torch
@@ -171,6 +171,20 @@ def check_classes(what: str, labels: Tensor, class_names: Sequence[str], at_leas
             f"{what} has fewer than {at_least} images of class {_shown(few, class_names)}: unlearning trains on some "
             "images of each class and holds others out; add images, or take the class away"
         )
+
+
+def without_classes(dataset: Dataset, classes: Collection[int]) -> Dataset:
+    """The data set without the training images of some classes; labels and the test split stay as they are.
+
+    Raises:
+        DataError: a class that stays has no training images, or fewer than 2 stay.
+    """
+    own = torch.isin(dataset.train.labels, torch.tensor(sorted(classes)))
+    train = dataset.train.subset((~own).nonzero().flatten())
+    names = [name for c, name in enumerate(dataset.class_names) if c not in classes]
+    renumbered = torch.tensor([names.index(name) if name in names else -1 for name in dataset.class_names])
+    check_classes(f"the retained training images of {dataset.name}", renumbered[train.labels], names)
+    return replace(dataset, train=train)
 
 
 def batches_of(order: Tensor, batch_size: int) -> tuple[Tensor, ...]:

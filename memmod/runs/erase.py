@@ -110,6 +110,8 @@ def erase_run(
         **config.to_dict(),
         "reset": list(plan.reset),
     }
+    x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
+    network = in_base_architecture(unlearned.wf, forget, base.model, x, options.threshold)
     run = RunFolder.start(
         out or erased_folder(unlearned, forget), "erase", settings, resume=resume, overwrite=overwrite
     )
@@ -117,8 +119,6 @@ def erase_run(
         remove_checkpoint(run)
         return restore_erased(run.path, base.folder, unlearned)
     on_plan(plan)
-    x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
-    network = in_base_architecture(unlearned.wf, forget, base.model, x, options.threshold)
     shape = tuple(base.meta["input_shape"])
     # A seed that no other network of this base has.
     fresh = create_model(base.meta["model"], dataset.num_classes, shape, False, 10_000 + config.seed)

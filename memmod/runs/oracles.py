@@ -9,10 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from memmod.data import Dataset, check_classes
+from memmod.data import Dataset, without_classes
 from memmod.errors import RunError, SelectionError
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.files.strict_json import canonical
@@ -131,13 +130,9 @@ def _plan(base: Base, without: Sequence[int], dataset: Dataset, folder: str | os
     without = tuple(sorted(set(without)))
     _check_classes(without, base)
     config = base_training(base)
-    retained = ~torch.isin(dataset.train.labels, torch.tensor(without))
-    train = dataset.train.subset(retained.nonzero().flatten())
-    names = [name for c, name in enumerate(dataset.class_names) if c not in without]
-    renumbered = torch.tensor([names.index(name) if name in names else -1 for name in dataset.class_names])
-    check_classes(f"the retained training images of {dataset.name}", renumbered[train.labels], names)
+    retained = without_classes(dataset, without)
     place = oracle_folder(base) if folder is None else Path(folder)
-    return _Plan(base, without, config, replace(dataset, train=train), place, train.fingerprint())
+    return _Plan(base, without, config, retained, place, retained.train.fingerprint())
 
 
 @dataclass(frozen=True)

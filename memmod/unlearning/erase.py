@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memmod.data import Dataset
-from memmod.errors import DataError, ModelError, RunError, SelectionError
+from memmod.data import Dataset, without_classes
+from memmod.errors import ModelError, RunError, SelectionError
 from memmod.evaluation.features import PENULTIMATE, feature_points, modules_that_run
 from memmod.training import TrainConfig, fit
 
@@ -87,6 +87,8 @@ def upper_layers(network: nn.Module, x: Tensor) -> tuple[str, ...]:
             f"{type(network).__name__} has no stages that memmod can find: name the layers to draw anew (reset)"
         )
     ran = modules_that_run(network, x)
+    if blocks[-2] not in ran:
+        raise ModelError(f"{type(network).__name__} wraps another network: erase that one, or name layers (reset)")
     cut = len(ran) - ran[::-1].index(blocks[-2])
     lower = set(ran[:cut])
     upper = dict.fromkeys(
@@ -121,9 +123,8 @@ def draw_anew(network: nn.Module, fresh: nn.Module, names: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class Erasing:
-    """What an erasure will do: the settings, the layers drawn anew, its steps, and the retained images."""
+    """What an erasure will do: the layers drawn anew, its steps, and the retained images."""
 
-    config: EraseConfig
     reset: tuple[str, ...]
     steps: int
     training: TrainConfig
@@ -163,11 +164,7 @@ def plan_erasure(
         raise SelectionError(
             f"the classes {named} cannot be erased: name at least one of 0 to {data.num_classes - 1}, and leave two"
         )
-    stays = (~torch.isin(data.train.labels, torch.tensor(named))).nonzero().flatten()
-    retained = replace(data, train=data.train.subset(stays))
-    for c, name in enumerate(data.class_names):
-        if c not in named and not (retained.train.labels == c).any():
-            raise DataError(f"the class {name!r} stays, and {data.name} has no training images of it: add some")
+    retained = without_classes(data, named)
     steps = round(config.budget * training.epochs * len(data.train) / config.batch_size)
     if steps < LEAST_STEPS:
         least = LEAST_STEPS * config.batch_size / (training.epochs * len(data.train))
@@ -181,13 +178,13 @@ def plan_erasure(
         raise ModelError(f"{type(network).__name__} has no layer {missing[0]!r} to draw anew: see named_modules()")
     own = replace(
         training,
-        epochs=max(1, math.ceil(steps * config.batch_size / len(stays))),
+        epochs=max(1, math.ceil(steps * config.batch_size / len(retained.train))),
         batch_size=config.batch_size,
         lr=config.lr,
         weight_decay=config.weight_decay,
         seed=config.seed,
     )
-    return Erasing(config, tuple(reset), steps, own, retained)
+    return Erasing(tuple(reset), steps, own, retained)
 
 
 def erase(
