@@ -27,6 +27,7 @@ ORDER = (
     ("training",),
     ("zoo",),
     ("evaluation", "report"),
+    ("explain",),
     ("unlearning",),
     ("info", "runs"),
     ("cli",),
