@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from memmod.cli import audits, erase  # noqa: F401 - they add their commands to the application
+from memmod.cli import audits, erase, explain  # noqa: F401 - they add their commands to the application
 from memmod.cli.options import (
     DATA_HELP,
     RUNS,

@@ -16,7 +16,7 @@ from memmod.errors import MemmodError
 
 RUNS = Path("runs")
 # Of the commands in --help: from the first to the last of a project.
-ORDER = ("demo", "train", "unlearn", "evaluate", "retrain", "audit", "compare", "erase", "bake", "info")
+ORDER = ("demo", "train", "unlearn", "evaluate", "retrain", "audit", "compare", "explain", "erase", "bake", "info")
 
 console = Console()
 

@@ -20,6 +20,7 @@ from memmod.runs.compare import HEADINGS as COMPARE_HEADINGS
 from memmod.runs.compare import Comparison
 from memmod.runs.compare import Step as CompareStep
 from memmod.runs.erase import ErasedAccuracies
+from memmod.runs.explain import ExplainStep
 from memmod.runs.oracles import OracleStep
 from memmod.unlearning.erase import Erasing
 from memmod.unlearning.progress import Progress
@@ -111,6 +112,13 @@ def comparing_bar(console: Console) -> Iterator[Callable[[CompareStep], None]]:
     """A bar that goes away at the end; yields what `compare` calls."""
     with _bar("comparing", console, transient=True) as update:
         yield lambda state: update(state.part, state.parts, f"{state.method}: {state.class_name}")
+
+
+@contextmanager
+def explaining_bar(console: Console) -> Iterator[Callable[[ExplainStep], None]]:
+    """A bar that goes away at the end; yields what `explain_run` calls."""
+    with _bar("explaining", console, transient=True) as update:
+        yield lambda state: update(state.done, state.of, state.what)
 
 
 def told_estimate(console: Console) -> Callable[[Estimate], None]:

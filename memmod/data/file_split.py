@@ -44,6 +44,16 @@ class FileSplit(Split):
         self.image_size = image_size
 
     def batch(self, indices: Tensor) -> Tensor:
+        from torchvision.transforms import functional as transforms
+
+        images = self._scaled(indices)
+        return transforms.normalize(images, IMAGENET_MEAN, IMAGENET_STD) if len(images) else images
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        return (self._scaled(indices) * 255).round().to(torch.uint8)
+
+    def _scaled(self, indices: Tensor) -> Tensor:
+        """Values in [0, 1], ``[n, 3, image_size, image_size]``."""
         paths = [self.paths[i] for i in indices.tolist()]
         if not paths:
             return torch.empty(0, 3, self.image_size, self.image_size)
@@ -97,8 +107,7 @@ class FileSplit(Split):
     def _decode(self, path: str) -> Tensor:
         from torchvision.transforms import functional as transforms
 
-        image = centre_crop(read_rgb(path), self.image_size)
-        return transforms.normalize(transforms.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD)
+        return transforms.to_tensor(centre_crop(read_rgb(path), self.image_size))
 
 
 def centre_crop(image: Image, size: int) -> Image:

@@ -27,6 +27,10 @@ class Split:
         """The images at `indices` (int64 ``[n]``): normalised fp32 ``[n, C, H, W]``."""
         raise NotImplementedError
 
+    def pixels(self, indices: Tensor) -> Tensor:
+        """The images at `indices` (int64 ``[n]``) as people see them: uint8 ``[n, C, H, W]``."""
+        raise NotImplementedError
+
     def subset(self, indices: Tensor) -> Split:
         """The split of the images at `indices` (int64 ``[n]``), in that order."""
         raise NotImplementedError
@@ -69,6 +73,9 @@ class TensorSplit(Split):
 
     def batch(self, indices: Tensor) -> Tensor:
         return self.images[indices].float() * self._factor - self._offset
+
+    def pixels(self, indices: Tensor) -> Tensor:
+        return (self.images[indices].float() * (255 / self._normalisation[0])).round().clamp(0, 255).to(torch.uint8)
 
     def fingerprint(self) -> str:
         parts = [self.images, self.labels, self._factor, self._offset]

@@ -23,13 +23,14 @@ CONFIG = "config.json"
 METRICS = "metrics.json"
 MEMORY = "memory.safetensors"
 SCORECARD = "scorecard.json"
+EXPLANATION = "explanation.json"
 BASE = "base.safetensors"
 
 T = TypeVar("T")
 
 _FORMAT = "memmod-run-1"
 # what a run may write into its folder, and so what --overwrite may delete: nothing else is touched
-_OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", SCORECARD, "history.json", "report.html")
+_OWN_FILES = (CONFIG, METRICS, MEMORY, BASE, "base.json", SCORECARD, EXPLANATION, "history.json", "report.html")
 _OWN_PATTERNS = (
     "audits",
     "checkpoint*",

@@ -126,6 +126,20 @@ def missing(
     return sum(not (plan.path(seed) / METRICS).exists() for seed in seeds)
 
 
+def trained(
+    base: Base,
+    without: Sequence[int],
+    dataset: Dataset,
+    folder: str | os.PathLike[str] | None = None,
+    most: int = 4,
+) -> list[Oracle]:
+    """The finished ones of the first `most` oracles, none trained for it. Raises as `retrain` does."""
+    plan = _plan(base, without, dataset, folder)
+    return [
+        _one(plan, seed, lambda *_: None) for seed in oracle_seeds(base, most) if (plan.path(seed) / METRICS).exists()
+    ]
+
+
 def _plan(base: Base, without: Sequence[int], dataset: Dataset, folder: str | os.PathLike[str] | None) -> _Plan:
     without = tuple(sorted(set(without)))
     _check_classes(without, base)

@@ -49,4 +49,6 @@ def with_memories(network: nn.Module, x: Tensor, config: ModulateConfig | None =
     with torch.no_grad():
         for memory in wf.memory_parameters():
             memory.copy_(1.5 + 1.5 * torch.randn(memory.shape, generator=generator))
+            if wf.config.gate == "identity":
+                memory.sigmoid_()
     return wf

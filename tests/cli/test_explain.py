@@ -1,0 +1,60 @@
+"""`memmod explain` on a real run: every figure of its sentences stands in the file, and the parts add up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from memmod.explain.recount import at_path, shown
+from tests.cli.test_main import TINY, fail, succeed
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    succeed("train", "--model", "resnet", "--epochs", 2, "--out", folder / "base")
+    succeed("unlearn", "--base", folder / "base", "--out", folder / "unlearned", "--preset", "fast", *TINY)
+    succeed("retrain", folder / "base", "--without", "8", "--seeds", 1)
+    return folder
+
+
+def test_the_explanation_is_told_and_written(runs: Path) -> None:
+    output = succeed("explain", runs / "unlearned", "--mean-of", 6, "--images", 2, "--set", "3,8")
+    found = json.loads((runs / "unlearned/explanation.json").read_text())
+    assert len(found["taken"]) == 10 and len(found["images"]) == 20
+    assert [each["classes"] for each in found["flows"]["sets"]] == [[3, 8]]
+    # The one class that there is a retrained network for; it never calls anything by that class.
+    assert list(found["flows"]["retrained"]) == ["8"] and found["flows"]["retrained"]["8"][8] == 0
+    for own in found["taken"]:
+        assert sum(layer["share"] for layer in own["layers"]) == pytest.approx(1, abs=1e-6)
+        assert own["residual"] <= 0.01
+    for own in found["images"]:
+        assert own["drop"] == pytest.approx(own["logit_before"] - own["logit_after"], abs=1e-6)
+        assert own["picture"].startswith("data:image/png") and own["map"].startswith("data:image/png")
+    sentences = [s for kind in ("classes", "images") for own in found["recount"][kind] for s in own["sentences"]]
+    values = [value for sentence in sentences for value in sentence["values"]]
+    assert len(values) > 60
+    for value in values:
+        assert value["shown"] == shown(at_path(found, value["path"]), value["format"])
+    first = found["recount"]["classes"][0]["sentences"][0]["text"]
+    assert first in " ".join(output.split())
+
+
+def test_one_class_and_the_seed(runs: Path) -> None:
+    def explained(seed: int) -> dict:
+        succeed("explain", runs / "unlearned", "--classes", "8", "--mean-of", 3, "--images", 1, "--seed", seed)
+        return json.loads((runs / "unlearned/explanation.json").read_text())
+
+    first, again, other = explained(0), explained(0), explained(1)
+    assert [c for c, own in enumerate(first["taken"]) if own is not None] == [8]
+    assert first == again and first["images"][0]["image"] != other["images"][0]["image"]
+
+
+def test_bad_input_is_worded(runs: Path) -> None:
+    assert "unknown class name 'ten'" in fail("explain", runs / "unlearned", "--classes", "ten")
+    assert "has fewer than 2 classes" in fail("explain", runs / "unlearned", "--set", "3")
+    assert "without memories" in fail("explain", runs / "base")
