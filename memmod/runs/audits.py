@@ -28,7 +28,7 @@ from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import slug, versions, write_json
 from memmod.runs.oracles import Oracle, OracleStep, base_training, missing, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, Unlearned
-from memmod.training import augment
+from memmod.training import LAYOUT, augment
 from memmod.zoo import create_model
 
 AUDITS = "audits"
@@ -115,7 +115,7 @@ def audit_run(
         MemmodError: classes that the base never knew or that were not erased, a base that cannot be retrained, data of
             other classes.
     """
-    from memmod.runs.commands import LAYOUT, usable_device
+    from memmod.runs.commands import usable_device
 
     options = options or AuditOptions()
     forget = tuple(sorted(set(forget)))
@@ -211,6 +211,7 @@ def training_seconds(base: Base, dataset: Dataset) -> float:
     config, meta = base_training(base), base.meta
     with torch.random.fork_rng(devices=[]):
         network = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"])).train()
+        network.to(memory_format=LAYOUT)
         optimiser = torch.optim.AdamW(network.parameters())
         generator = torch.Generator().manual_seed(0)
         chosen = torch.arange(min(config.batch_size, len(dataset.train)))

@@ -20,14 +20,11 @@ from memmod.model import ModulateConfig, modulate
 from memmod.runs.export import in_base_architecture, write_state
 from memmod.runs.folder import MEMORY, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, versions, write_json
 from memmod.runs.restore import Base, Unlearned, restore_base, restore_unlearned
-from memmod.training import TrainConfig, check_before_training, default_training, fit
+from memmod.training import LAYOUT, TrainConfig, check_before_training, default_training, fit
 from memmod.training import measure as measure_base
 from memmod.unlearning import Trainer, preset
 from memmod.unlearning.progress import Progress
 from memmod.zoo import base_meta, create_model, save_base
-
-# A step of the small ResNet on 28 × 28 images takes 0.14 s of one core in channels_last, 0.27 s in NCHW.
-LAYOUT = torch.channels_last
 
 OnStep = Callable[[int, int, float], None]
 Checked = Callable[[int, int], None]

@@ -27,6 +27,7 @@ from memmod.runs.audits import PARTS, AuditOptions, baked_network, data_hash, ma
 from memmod.runs.folder import MEMORY, versions, write_json
 from memmod.runs.oracles import OracleStep, base_training, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, Unlearned
+from memmod.training import LAYOUT
 from memmod.unlearning.baselines import METHODS, Diverged, ForgetTask, Method, get_method, tune, unlearn_with
 
 VERSION = 1
@@ -224,6 +225,8 @@ def compare(
         )
         for c in forget
     }
+    for network in (base.model, *(run.wf for run in runs), *(oracle for found in oracles.values() for oracle in found)):
+        network.to(memory_format=LAYOUT)
     parts = Parts((options.oracles or oracle_folder(base)) / PARTS)
     bench = _Workbench(base, dataset, oracles, options, parts, data_hash(dataset), runs[0].wf.config.logits)
     kinds = (DEFAULTS, TUNED) if options.tuned else (DEFAULTS,)
