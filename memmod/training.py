@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -176,7 +177,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> float:
-    """Train a base in place, and return the mean loss of the last epoch.
+    """Train a base in place, on the device where it is, and return the mean loss of the last epoch.
 
     Args:
         model: a classifier of `dataset`'s classes; left in eval mode.
@@ -185,7 +186,7 @@ def fit(
         steps: instead of the configuration's whole epochs.
         checkpoint: file that takes the state now and then and after the last step; None: none is written.
         resume: go on from that file where it is there. The weights become bit-identical to those of a training
-            without interruption (same machine, threads and torch).
+            without interruption (same machine, device, threads and torch); on another device it goes on too.
         checkpoint_seconds: least time between two checkpoints; ten times what one takes to write, if that is more.
 
     Raises:
@@ -193,7 +194,8 @@ def fit(
             needs two, or a checkpoint that is damaged or of other settings.
     """
     path = None if checkpoint is None else Path(checkpoint)
-    with torch.random.fork_rng(devices=[]):
+    device = _device(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         training = _Training(model, dataset, config or TrainConfig(), steps)
         if path is not None and resume and path.exists():
             training.restore(Checkpoint.load(path), path)
@@ -207,6 +209,7 @@ class _Training:
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, steps: int | None = None) -> None:
         self.model, self.dataset, self.config = model.to(memory_format=LAYOUT), dataset, config
+        self.device = _device(model)
         self.per_epoch = len(batches_of(torch.arange(len(dataset.train)), config.batch_size))
         self.steps = config.epochs * self.per_epoch if steps is None else steps
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -243,28 +246,31 @@ class _Training:
             self.order = torch.randperm(len(train), generator=self.generator)
             self.losses.clear()
         chosen = batches_of(self.order, config.batch_size)[self.step % self.per_epoch]
-        x = augment(train.batch(chosen), config, self.generator)
-        loss = F.cross_entropy(_forward(self.model, x), train.labels[chosen], label_smoothing=config.label_smoothing)
-        if not torch.isfinite(loss):
+        # images and draws are the CPU's wherever the model is, so that the order does not depend on the device
+        x = augment(train.batch(chosen), config, self.generator).to(self.device)
+        labels = train.labels[chosen].to(self.device)
+        loss = F.cross_entropy(_forward(self.model, x), labels, label_smoothing=config.label_smoothing)
+        # once a step: a GPU's queue is empty behind it
+        value = loss.item()
+        if not math.isfinite(value):
             raise RunError(
-                f"the loss is {loss.item()} at step {self.step + 1} of {self.steps}: lower lr ({config.lr}), and start "
-                "anew"
+                f"the loss is {value} at step {self.step + 1} of {self.steps}: lower lr ({config.lr}), and start anew"
             )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
         self.schedule.step()
-        self.losses.append(loss.item())
+        self.losses.append(value)
         self.step += 1
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
-        progress = {"step": self.step, "losses": self.losses, "environment": _environment()}
+        progress = {"step": self.step, "losses": self.losses, "environment": _environment(self.device)}
         tensors = {
             "model": saveable_state(self.model),
             "optimiser": optimiser_tensors(self.optimiser, self.names),
             "order": {"order": self.order},
-            "generators": {"draws": self.generator.get_state(), "cpu": torch.get_rng_state()},
+            "generators": {"draws": self.generator.get_state(), **self._random_state()},
         }
         Checkpoint(self._description(), progress, tensors).save(path)
 
@@ -279,9 +285,10 @@ class _Training:
 
         groups = ("model", "optimiser", "order", "generators")
         progress, tensors = checkpoint.checked_progress(TrainingProgress, groups, path), checkpoint.tensors
-        if progress.environment != _environment():
+        environment = _environment(self.device)
+        if progress.environment != environment:
             logger.warning(
-                f"the checkpoint {path} was written under {progress.environment}, this is {_environment()}: the "
+                f"the checkpoint {path} was written under {progress.environment}, this is {environment}: the "
                 "weights will differ in their last bits from those of an uninterrupted training"
             )
         self.step, self.losses = progress.step, progress.losses
@@ -292,6 +299,13 @@ class _Training:
             self.schedule = self._schedule(self.step - 1)
         self.generator.set_state(tensors["generators"]["draws"])
         torch.set_rng_state(tensors["generators"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in tensors["generators"]:
+            torch.cuda.set_rng_state(tensors["generators"]["cuda"], self.device)
+
+    def _random_state(self) -> dict[str, Tensor]:
+        """States of the generators that layers draw from."""
+        state = {"cpu": torch.get_rng_state()}
+        return state | {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else state
 
     def _schedule(self, last_step: int = -1) -> torch.optim.lr_scheduler.OneCycleLR:
         """The learning rates from step `last_step` + 1 on."""
@@ -314,8 +328,13 @@ class _Training:
         }
 
 
-def _environment() -> dict[str, Any]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+def _device(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return found if device.type == "cpu" else {**found, "device": device.type}
 
 
 def augment(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -338,9 +357,13 @@ def augment(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tenso
 
 @torch.no_grad()
 def accuracies(model: nn.Module, split: Split, num_classes: int) -> tuple[float, list[float]]:
-    """(accuracy, accuracy per class) of a model on a split; a class without images gets NaN."""
+    """(accuracy, accuracy per class) of a model, where it is, on a split; a class without images gets NaN."""
+    device = _device(model)
     predicted = torch.cat(
-        [model(split.batch(part)).argmax(1) for part in torch.arange(len(split)).split(EVALUATION_BATCH)]
+        [
+            model(split.batch(part).to(device)).argmax(1).cpu()
+            for part in torch.arange(len(split)).split(EVALUATION_BATCH)
+        ]
     )
     right = (predicted == split.labels).double()
     counts = torch.bincount(split.labels, minlength=num_classes).double()

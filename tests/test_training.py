@@ -120,10 +120,62 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path, field
 def test_another_number_of_threads_is_warned_of(tmp_path: Path, caplog, monkeypatch) -> None:
     data, config = dataset(), TrainConfig(epochs=2, batch_size=8)
     interrupted(create_model("resnet", 4, (1, 8, 8)), data, config, tmp_path / "c", 3)
-    monkeypatch.setattr(training, "_environment", lambda: {"torch": "1", "threads": 99})
+    monkeypatch.setattr(training, "_environment", lambda _device: {"torch": "1", "threads": 99})
     with caplog.at_level(logging.WARNING):
         fit(create_model("resnet", 4, (1, 8, 8)), data, config, checkpoint=tmp_path / "c", resume=True)
     assert "last bits" in caplog.text
+
+
+class Elsewhere(nn.Module):
+    """Its one parameter lies on the meta device, and so has whatever it is given to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, device="meta"))
+        self.seen: list[str] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.device.type)
+        return x.flatten(1)[:, :4] * self.scale
+
+
+def test_images_and_labels_go_to_where_the_model_is(tmp_path: Path, monkeypatch) -> None:
+    model, asked = Elsewhere(), []
+    compute = training.F.cross_entropy
+    monkeypatch.setattr(
+        training.F,
+        "cross_entropy",
+        lambda y, t, **k: (asked.append((y.device.type, t.device.type)), compute(y, t, **k))[1],
+    )
+    # nothing has a value there: the loss is the first that is asked for
+    with pytest.raises(RuntimeError, match="meta"):
+        fit(model, dataset(), TrainConfig(epochs=1, batch_size=8, shift=1, flip=True))
+    assert model.seen == ["meta"] and asked == [("meta", "meta")]
+
+
+def test_accuracies_run_where_the_model_is() -> None:
+    class Here(Elsewhere):
+        def forward(self, x: Tensor) -> Tensor:
+            super().forward(x)
+            return torch.eye(4)[torch.arange(len(x)) % 4]
+
+    model = Here()
+    assert training.accuracies(model, dataset().test, 4) == (1.0, [1.0] * 4)
+    assert model.seen == ["meta"]
+
+
+def test_a_checkpoint_of_another_device_is_warned_of_and_goes_on(tmp_path: Path, caplog, monkeypatch) -> None:
+    data, config = dataset(), TrainConfig(epochs=2, batch_size=8)
+    environment = training._environment
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "_environment", lambda _device: environment(torch.device("cuda")))
+        interrupted(create_model("resnet", 4, (1, 8, 8)), data, config, tmp_path / "c", 3)
+    expected, found = create_model("resnet", 4, (1, 8, 8)), create_model("resnet", 4, (1, 8, 8), seed=1)
+    fit(expected, data, config)
+    with caplog.at_level(logging.WARNING):
+        fit(found, data, config, checkpoint=tmp_path / "c", resume=True)
+    assert "'device': 'cuda'" in caplog.text
+    assert all(map(torch.equal, expected.state_dict().values(), found.state_dict().values()))
 
 
 def train(out: Path, **options) -> commands.Base:

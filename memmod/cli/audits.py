@@ -39,6 +39,7 @@ def retrain(
     seeds: Annotated[int, typer.Option(min=1, help="How many oracles, one a seed.")] = 3,
     oracles: Oracles = None,
     data_root: DataRoot = None,
+    device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
     """Train oracles: networks that never saw some classes, by which an audit judges what is gone.
@@ -56,7 +57,9 @@ def retrain(
     classes = parse_classes(without, found.meta["class_names"], "--without")
     dataset = found.load_data(root=data_root)
     with oracle_bar(console) as progress:
-        trained = train_oracles(found, classes, oracle_seeds(found, seeds), dataset, oracles, progress=progress)
+        trained = train_oracles(
+            found, classes, oracle_seeds(found, seeds), dataset, oracles, device=device, progress=progress
+        )
     for oracle in trained:
         say(console, f"Seed {oracle.seed}: {oracle.folder}")
 

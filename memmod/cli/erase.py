@@ -10,6 +10,7 @@ import typer
 
 from memmod.cli.options import (
     DataRoot,
+    Device,
     MovedBase,
     Overwrite,
     Resume,
@@ -51,6 +52,7 @@ def erase(
     seed: Seed = 0,
     base: MovedBase = None,
     data_root: DataRoot = None,
+    device: Device = "cpu",
     threads: Threads = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
@@ -78,6 +80,7 @@ def erase(
             dataset,
             out,
             EraseOptions(changes, threshold),
+            device=device,
             resume=resume,
             overwrite=overwrite,
             on_plan=told_erasing(console),

@@ -23,6 +23,7 @@ from memmod.evaluation.audit.representation import CKA
 from memmod.evaluation.controls import LogitMask
 from memmod.files.atomic import write_atomically
 from memmod.files.parts import Parts
+from memmod.runs.device import usable_device
 from memmod.runs.erase import Erased
 from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import slug, versions, write_json
@@ -115,7 +116,6 @@ def audit_run(
         MemmodError: classes that the base never knew or that were not erased, a base that cannot be retrained, data of
             other classes.
     """
-    from memmod.runs.commands import usable_device
 
     options = options or AuditOptions()
     forget = tuple(sorted(set(forget)))

@@ -17,6 +17,7 @@ from memmod.evaluation import Accuracies, Scorecard, restandardised, scorecard, 
 from memmod.evaluation import evaluate as measure
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.model import ModulateConfig, modulate
+from memmod.runs.device import usable_device
 from memmod.runs.export import in_base_architecture, write_state
 from memmod.runs.folder import MEMORY, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, versions, write_json
 from memmod.runs.restore import Base, Unlearned, restore_base, restore_unlearned
@@ -55,6 +56,7 @@ def train(
     *,
     pretrained: bool = False,
     changes: dict[str, Any] | None = None,
+    device: str = "cpu",
     resume: bool = False,
     overwrite: bool = False,
     progress: OnStep | None = None,
@@ -68,14 +70,16 @@ def train(
     Args:
         changes: fields of `TrainConfig` that differ from the defaults for this model and data; epochs 0 keeps the
             pretrained weights as they are.
+        device: where the training runs. It is no setting of the run: a checkpoint goes on wherever it is resumed.
         resume: go on from the checkpoint of an interrupted run of the same settings, or start where there is none. A
             finished run is returned as it is.
         on_checked: called with (images checked, images in all) of either split before the first step.
 
     Raises:
-        MemmodError: data missing or unusable, unknown model, existing run folder, other settings than the run to
-            resume, a loss that is not finite.
+        MemmodError: data missing or unusable, unknown model, a device that cannot be used, existing run folder, other
+            settings than the run to resume, a loss that is not finite.
     """
+    where = usable_device(device)
     changes = dict(changes or {})
     untrained = changes.get("epochs") == 0
     if untrained and not pretrained:
@@ -97,6 +101,7 @@ def train(
     check_before_training(network, dataset, config, on_checked)
     if run is None:
         run = RunFolder.start(out, "train", settings, resume=resume, overwrite=overwrite)
+    network.to(where)
     metrics: dict[str, Any] = {}
     if not untrained:
         metrics["train_loss"] = fit(network, dataset, config, progress, checkpoint=checkpoint, resume=resume)
@@ -187,17 +192,6 @@ def unlearn(
     run.write_metrics(result.to_dict())
     remove_checkpoint(run)
     return Unlearned(run, base, wf)
-
-
-def usable_device(name: str) -> torch.device:
-    """A device by name. Raises RunError where there is none such."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"the device {name!r} cannot be used ({reason}): choose 'cpu', or 'cuda' with a GPU") from None
-    return device
 
 
 @dataclass(frozen=True)

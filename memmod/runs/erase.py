@@ -15,6 +15,7 @@ from torch import nn
 from memmod.data import Dataset, check_classes
 from memmod.errors import RunError
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
+from memmod.runs.device import usable_device
 from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import BASE, CONFIG, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, write_json
 from memmod.runs.oracles import base_training
@@ -74,6 +75,7 @@ def erase_run(
     out: str | os.PathLike[str] | None = None,
     options: EraseOptions | None = None,
     *,
+    device: str = "cpu",
     resume: bool = False,
     overwrite: bool = False,
     on_plan: Callable[[Erasing], None] = lambda _plan: None,
@@ -86,14 +88,16 @@ def erase_run(
     Args:
         dataset: what the base was trained on.
         out: default: `erased_folder`.
+        device: where the training runs. It is no setting of the run: a checkpoint goes on wherever it is resumed.
         resume: go on from the checkpoint of an interrupted run of the same settings. A finished run is returned as it
             is.
         on_plan: called with what will be done, before the first step.
 
     Raises:
         MemmodError: classes that cannot be erased, too small a budget, a base that memmod did not train, an existing
-            run folder, or a loss that is not finite.
+            run folder, a device that cannot be used, or a loss that is not finite.
     """
+    where = usable_device(device)
     options = options or EraseOptions({})
     base, forget = unlearned.base, tuple(sorted(set(forget)))
     training = base_training(base)
@@ -122,7 +126,7 @@ def erase_run(
     shape = tuple(base.meta["input_shape"])
     # A seed that no other network of this base has.
     fresh = create_model(base.meta["model"], dataset.num_classes, shape, False, 10_000 + config.seed)
-    erase(network, plan, fresh, progress, checkpoint=run.file(CHECKPOINT), resume=resume)
+    erase(network.to(where), plan, fresh, progress, checkpoint=run.file(CHECKPOINT), resume=resume)
     meta = base_meta(base.meta["model"], dataset, plan.training, {}) | {"erased": list(forget), "images": plan.images}
     save_base(run.path, network, meta)
     by_class = accuracies(network, dataset.test, dataset.num_classes)[1]
@@ -137,7 +141,7 @@ def erase_run(
     save_base(run.path, network, meta | {"metrics": metrics})
     run.write_metrics(metrics)
     remove_checkpoint(run)
-    return Erased(run, unlearned, forget, network, metrics)
+    return Erased(run, unlearned, forget, network.cpu(), metrics)
 
 
 def restore_erased(

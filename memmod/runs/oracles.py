@@ -9,12 +9,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from memmod.data import Dataset, without_classes
 from memmod.errors import RunError, SelectionError
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.files.strict_json import canonical
+from memmod.runs.device import usable_device
 from memmod.runs.folder import METRICS, RunFolder, remove_checkpoint, slug
 from memmod.runs.restore import Base
 from memmod.training import TrainConfig, accuracies, fit
@@ -84,6 +86,7 @@ def retrain(
     dataset: Dataset,
     folder: str | os.PathLike[str] | None = None,
     *,
+    device: str = "cpu",
     progress: Callable[[OracleStep], None] | None = None,
 ) -> list[Oracle]:
     """Train networks as the base was trained, on its training images but those of some classes.
@@ -96,12 +99,14 @@ def retrain(
         seeds: one network each.
         dataset: what the base was trained on.
         folder: where the oracles are kept; default: `oracle_folder`.
+        device: where they are trained. It is no setting of theirs: what is there is loaded, wherever it was made.
 
     Raises:
         SelectionError: classes that the base never knew, or too few that stay.
-        RunError: the base was not trained here, or a folder holds another run.
+        RunError: the base was not trained here, a device that cannot be used, or a folder holds another run.
         DataError: a class that stays has no images.
     """
+    where = usable_device(device)
     plan = _plan(base, without, dataset, folder)
 
     def stepped(number: int) -> Callable[[int, int, float], None]:
@@ -111,7 +116,7 @@ def retrain(
 
         return report
 
-    return [_one(plan, seed, stepped(number)) for number, seed in enumerate(seeds)]
+    return [_one(plan, seed, where, stepped(number)) for number, seed in enumerate(seeds)]
 
 
 def missing(
@@ -183,11 +188,11 @@ class _Plan:
         return create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, seed)
 
 
-def _one(plan: _Plan, seed: int, progress: Callable[[int, int, float], None]) -> Oracle:
+def _one(plan: _Plan, seed: int, device: torch.device, progress: Callable[[int, int, float], None]) -> Oracle:
     path, config, dataset = plan.path(seed), replace(plan.config, seed=seed), plan.dataset
     run = RunFolder.start(path, "retrain", plan.settings(seed), resume=True)
     if not run.file(METRICS).exists():
-        network = plan.network(seed)
+        network = plan.network(seed).to(device)
         fit(network, dataset, config, progress, checkpoint=run.file(CHECKPOINT), resume=True)
         by_class = accuracies(network, dataset.test, dataset.num_classes)[1]
         metrics = {"class_accuracy": by_class, "acc_forget": [by_class[c] for c in plan.without]}

@@ -201,7 +201,8 @@ def erase(
     The last state is kept: the learning rate has come down to zero there. No image of a forgotten class is looked at.
 
     Args:
-        network: a baked network with its BatchNorms, or the base; left in eval mode.
+        network: a baked network with its BatchNorms, or the base, on the device that the training runs on; left in
+            eval mode.
         fresh: the same architecture with random weights, of which the reset layers take theirs.
         progress: called after each step with (step, steps, loss).
         checkpoint, resume: as `memmod.training.fit`.

@@ -305,6 +305,26 @@ def test_device_that_is_not_there(runs, tmp_path):
     assert "the device 'abacus' cannot be used" in message
 
 
+@pytest.mark.parametrize("device", ["meta", "cuda:99"])
+def test_training_on_a_device_that_computes_nothing_is_refused_before_a_folder_is_made(runs, tmp_path, device):
+    for command in (
+        ("train", "--epochs", 1, "--out", tmp_path / "r"),
+        ("erase", runs / "unlearned", "--forget", 3, "--out", tmp_path / "r"),
+        ("retrain", runs / "base", "--without", 3, "--oracles", tmp_path / "r"),
+        ("unlearn", "--base", runs / "base", "--out", tmp_path / "r"),
+        ("audit", runs / "unlearned", "--forget", 3, "--oracles", tmp_path / "r"),
+    ):
+        assert f"the device '{device}' cannot be used" in fail(*command, "--device", device)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_device_is_no_setting_of_a_training(runs):
+    for folder in ("base", "unlearned"):
+        settings = json.loads((runs / folder / "config.json").read_text())["settings"]
+        assert ("device" in settings) == (folder == "unlearned")
+    succeed("train", "--epochs", 1, "--seed", 3, "--out", runs / "base", "--device", "cpu", "--resume")
+
+
 def test_random_weights_are_no_base(tmp_path):
     assert "epochs is 0" in fail("train", "--epochs", 0, "--out", tmp_path / "run")
 
