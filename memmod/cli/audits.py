@@ -79,6 +79,10 @@ def audit(
     seeds: Annotated[int, typer.Option(min=2, help="Oracles behind each interval; one more is held out.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer images, steps and shadow models.")] = False,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
+    rivals: Annotated[
+        bool,
+        typer.Option(help="Of an erased run: beside it fine-tuning and a training from scratch on as many images."),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     oracles: Oracles = None,
     seed: Seed = 0,
@@ -89,9 +93,9 @@ def audit(
 ) -> None:
     """Attack what a run still knows of some classes, and judge every figure by networks that never saw them.
 
-    Trains the oracles that are missing. Finished parts are kept: an interrupted audit goes on where it was.
+    Trains the oracles and rivals that are missing. Finished parts are kept: an interrupted audit goes on where it was.
     """
-    from memmod.cli.terminal import audit_bar, oracle_bar, print_audit, say, told_estimate
+    from memmod.cli.terminal import audit_bar, oracle_bar, print_audit, rival_bar, say, told_estimate
     from memmod.runs.audits import CARD, TABLE, AuditOptions, audit_run
     from memmod.runs.erase import Erased, restore_run
 
@@ -102,9 +106,9 @@ def audit(
         raise typer.BadParameter("name the classes that the network should have forgotten", param_hint="--forget")
     classes = parse_classes(forget, found.base.meta["class_names"]) if forget else erased
     dataset = (found if erased is None else found.unlearned).load_data(data_root)
-    options = AuditOptions(seeds, quick, threshold, seed, device, oracles)
+    options = AuditOptions(seeds, quick, threshold, seed, device, oracles, rivals)
     quiet = Console(stderr=True)
-    with oracle_bar(quiet) as on_oracle, audit_bar(quiet) as on_part:
+    with oracle_bar(quiet) as on_oracle, rival_bar(quiet) as on_rival, audit_bar(quiet) as on_part:
         audited = audit_run(
             found,
             classes,
@@ -112,6 +116,7 @@ def audit(
             options,
             on_estimate=told_estimate(quiet),
             on_oracle=on_oracle,
+            on_rival=on_rival,
             on_part=on_part,
         )
     if as_json:

@@ -12,7 +12,6 @@ from rich.text import Text
 
 from memmod.evaluation.audit import AuditCard
 from memmod.evaluation.audit import Progress as AuditProgress
-from memmod.evaluation.audit.card import HEADINGS as AUDIT_HEADINGS
 from memmod.evaluation.scorecard import HEADINGS, Scorecard
 from memmod.runs.audits import Estimate
 from memmod.runs.commands import Evaluation
@@ -21,7 +20,7 @@ from memmod.runs.compare import Comparison
 from memmod.runs.compare import Step as CompareStep
 from memmod.runs.erase import ErasedAccuracies
 from memmod.runs.explain import ExplainStep
-from memmod.runs.oracles import OracleStep
+from memmod.runs.kept import TrainingStep
 from memmod.unlearning.erase import Erasing
 from memmod.unlearning.progress import Progress
 
@@ -89,13 +88,26 @@ def checking_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def oracle_bar(console: Console) -> Iterator[Callable[[OracleStep], None]]:
+def oracle_bar(console: Console) -> Iterator[Callable[[TrainingStep], None]]:
     """A bar over all oracles that are trained; yields what `retrain` calls."""
-    with _bar("training oracles", console) as update:
+    with _networks_bar("oracle", console) as progress:
+        yield progress
 
-        def progress(state: OracleStep) -> None:
+
+@contextmanager
+def rival_bar(console: Console) -> Iterator[Callable[[TrainingStep], None]]:
+    """A bar over an erased network's rivals that are trained; yields what `audit_run` calls."""
+    with _networks_bar("rival", console) as progress:
+        yield progress
+
+
+@contextmanager
+def _networks_bar(what: str, console: Console) -> Iterator[Callable[[TrainingStep], None]]:
+    with _bar(f"training {what}s", console) as update:
+
+        def progress(state: TrainingStep) -> None:
             done, total = (state.number - 1) * state.steps + state.step, state.count * state.steps
-            update(done, total, f"oracle {state.number} of {state.count}, loss {state.loss:.3f}")
+            update(done, total, f"{what} {state.number} of {state.count}, loss {state.loss:.3f}")
 
         yield progress
 
@@ -125,12 +137,14 @@ def told_estimate(console: Console) -> Callable[[Estimate], None]:
     """Prints about how long an audit will take, before it begins."""
 
     def tell(estimate: Estimate) -> None:
-        training = (
-            f"{estimate.oracles} oracles to train, about {duration(estimate.oracle_seconds)} each, and "
-            if estimate.oracles
-            else ""
-        )
-        say(console, f"{training}attacks of about {duration(estimate.attack_seconds)}; finished parts are kept")
+        training = ""
+        if estimate.oracles:
+            training = f"{estimate.oracles} oracles to train, about {duration(estimate.oracle_seconds)} each, "
+        if estimate.rivals:
+            each = duration(estimate.rival_seconds / estimate.rivals)
+            training += f"{estimate.rivals} rivals of the erased network to train, about {each} each, "
+        attacks = f"attacks of about {duration(estimate.attack_seconds)}"
+        say(console, f"{training}{'and ' if training else ''}{attacks}; finished parts are kept")
 
     return tell
 
@@ -229,13 +243,13 @@ def print_erased(console: Console, found: ErasedAccuracies, title: str) -> None:
 def print_audit(console: Console, card: AuditCard, title: str) -> None:
     """Print an audit's card."""
     table = Table(title=Text(title, "table.title"), caption=card.summary)
-    for heading in AUDIT_HEADINGS:
+    for heading in card.headings:
         table.add_column(heading, justify="left" if heading in ("attack", "figure", "level", "verdict") else "right")
     previous = None
-    for row in card.rows:
+    for row, cells in zip(card.rows, card.cells(), strict=True):
         if previous not in (None, row.attack):
             table.add_section()
-        table.add_row(*map(Text, row.cells()), style=_STYLES.get("broken" if row.broken else row.verdict.word))
+        table.add_row(*map(Text, cells), style=_STYLES.get("broken" if row.broken else row.verdict.word))
         previous = row.attack
     console.print(table)
 

@@ -27,10 +27,11 @@ from memmod.runs.device import usable_device
 from memmod.runs.erase import Erased
 from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import slug, versions, write_json
-from memmod.runs.oracles import Oracle, OracleStep, base_training, missing, oracle_folder, oracle_seeds, retrain
+from memmod.runs.kept import Recipe, TrainingStep, all_trained
+from memmod.runs.oracles import Oracle, base_training, missing, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, Unlearned
+from memmod.runs.rivals import BAKED, FINE_TUNING, FROM_SCRATCH, Erasure, fine_tuning, from_scratch, recipe
 from memmod.training import LAYOUT, augment
-from memmod.zoo import create_model
 
 AUDITS = "audits"
 # Beside the oracles, whose figures serve every run of their base.
@@ -54,6 +55,8 @@ class AuditOptions:
         seed: of every draw of the attacks.
         device: where networks run.
         oracles: where oracles are kept; default: beside the base.
+        rivals: set an erased network beside the suppressed one that it came from, the original fine-tuned, and a
+            training from scratch, all on as many images; a run of unlearning has no such rivals.
     """
 
     seeds: int = 3
@@ -62,6 +65,7 @@ class AuditOptions:
     seed: int = 0
     device: str = "cpu"
     oracles: Path | None = None
+    rivals: bool = True
 
     def __post_init__(self) -> None:
         if self.seeds < 2:
@@ -78,15 +82,20 @@ class Audited:
 
 @dataclass(frozen=True)
 class Estimate:
-    """About how long an audit will take, in seconds: for oracles that are not trained yet, and for the attacks."""
+    """About how long an audit will take, in seconds: for networks that are not trained yet, and for the attacks.
+
+    `oracle_seconds` is of each oracle, `rival_seconds` of all rivals.
+    """
 
     oracles: int
     oracle_seconds: float
     attack_seconds: float
+    rivals: int = 0
+    rival_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
-        return self.oracles * self.oracle_seconds + self.attack_seconds
+        return self.oracles * self.oracle_seconds + self.rival_seconds + self.attack_seconds
 
 
 def audit_run(
@@ -97,7 +106,8 @@ def audit_run(
     *,
     attacks: Sequence[Attack] = EVERYTHING,
     on_estimate: Callable[[Estimate], None] = lambda _estimate: None,
-    on_oracle: Callable[[OracleStep], None] | None = None,
+    on_oracle: Callable[[TrainingStep], None] | None = None,
+    on_rival: Callable[[TrainingStep], None] | None = None,
     on_part: Callable[[Progress], None] = lambda _progress: None,
 ) -> Audited:
     """Audit what a run still knows of some classes, and write audit.json and audit.md into its folder.
@@ -110,6 +120,7 @@ def audit_run(
         forget: the classes that should be gone, at least one; two must stay.
         on_estimate: called once before the long part.
         on_oracle: called after each step of training an oracle.
+        on_rival: called after each step of training a rival of an erased network.
         on_part: called after each attack on each network.
 
     Raises:
@@ -125,25 +136,48 @@ def audit_run(
     seeds = oracle_seeds(base, options.seeds + 1)
     place = options.oracles or oracle_folder(base)
     untrained = missing(base, forget, seeds, dataset, place)
+    rivals = _rivals(run, dataset, place) if options.rivals and isinstance(run, Erased) else []
+    due = [recipe for _erasure, recipe in rivals if not recipe.finished]
     logits_path = wf.config.logits
     case = make_case(base, forget, dataset, (), options, logits_path)
-    bench = Bench(suspect, None, Subject("logit mask", LogitMask(base.model, forget, wf.config.logits)))
-    # the oracles are not there yet: the original takes as long as one
+    others = [Subject(BAKED, _baked(run, dataset))] if rivals else []
+    # neither rivals nor oracles are there yet: the original takes as long as one
+    stand_ins = [Subject(erasure.name, base.model) for erasure, _recipe in rivals]
+    control = Subject("logit mask", LogitMask(base.model, forget, wf.config.logits))
+    bench = Bench(suspect, None, control, (*others, *stand_ins))
     stand_in = make_case(base, forget, dataset, (base.model,) * options.seeds, options, logits_path)
     seconds = expected_seconds(bench, stand_in, attacks)
-    on_estimate(Estimate(untrained, training_seconds(base, dataset) if untrained else 0.0, seconds))
-    oracles = retrain(base, forget, seeds, dataset, place, progress=on_oracle)
+    an_image = seconds_an_image(base, dataset, device) if untrained or due else 0.0
+    whole = an_image * base_training(base).epochs * len(dataset.train)
+    images = sum(erasure.plan.images for erasure, recipe in rivals if recipe in due)
+    on_estimate(Estimate(untrained, whole, seconds, len(due), an_image * images))
+    oracles = retrain(base, forget, seeds, dataset, place, device=options.device, progress=on_oracle)
+    kept = all_trained([recipe for _erasure, recipe in rivals], dataset, device, on_rival)
+    others += [Subject(erasure.name, one.network) for (erasure, _recipe), one in zip(rivals, kept, strict=True)]
     networks = [oracle.network.to(device, memory_format=LAYOUT) for oracle in oracles]
-    for network in (suspect.network, wf, base.model, bench.control.network):
+    for network in (suspect.network, wf, base.model, control.network, *(other.network for other in others)):
         network.to(device, memory_format=LAYOUT)
     case = make_case(base, forget, dataset, tuple(networks[:-1]), options, logits_path)
-    bench = Bench(suspect, Subject("held-out oracle", networks[-1]), bench.control)
+    bench = Bench(suspect, Subject("held-out oracle", networks[-1]), control, tuple(others))
     name = slug("-".join(dataset.class_names[c] for c in forget)) + ("-quick" if options.quick else "")
     folder = run.run.file(AUDITS) / name
     parts = Parts(place / PARTS)
     card = audit(bench, case, attacks, parts=parts, data=data_hash(dataset), on_part=on_part)
-    write_card(folder, card, run, dataset, options, oracles)
+    write_card(folder, card, run, dataset, options, oracles, rivals)
     return Audited(folder, card)
+
+
+def _rivals(run: Erased, dataset: Dataset, folder: Path) -> list[tuple[Erasure, Recipe]]:
+    """The rivals of an erased network that are trained, and how."""
+    base, plan = run.base, run.plan(dataset)
+    return [
+        (rival, recipe(rival, base, run.forget, folder))
+        for rival in (fine_tuning(base, plan), from_scratch(base, plan))
+    ]
+
+
+def _baked(run: Erased, dataset: Dataset) -> nn.Module:
+    return baked_network(run.unlearned, run.forget, dataset, run.run.settings["threshold"])
 
 
 def _suspect(run: Unlearned | Erased, forget: tuple[int, ...], dataset: Dataset, threshold: float) -> Subject:
@@ -167,11 +201,6 @@ def make_case(
     logits_path: str | None = None,
 ) -> Case:
     """What the attacks on a run of this base get; `logits_path` as `ModulateConfig.logits`."""
-    meta = base.meta
-
-    def fresh(seed: int) -> nn.Module:
-        return create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, seed)
-
     return Case(
         forget=forget,
         num_classes=dataset.num_classes,
@@ -182,7 +211,7 @@ def make_case(
         oracles=oracles,
         seed=options.seed,
         quick=options.quick,
-        fresh=fresh,
+        fresh=base.fresh,
         logits_path=logits_path,
     )
 
@@ -206,24 +235,26 @@ def baked_network(unlearned: Unlearned, forget: Sequence[int], dataset: Dataset,
         return wf.bake(selection, threshold).eval()
 
 
-def training_seconds(base: Base, dataset: Dataset) -> float:
-    """About how long an oracle takes to train, from a few steps on a copy that is thrown away."""
-    config, meta = base_training(base), base.meta
-    with torch.random.fork_rng(devices=[]):
-        network = create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"])).train()
-        network.to(memory_format=LAYOUT)
+def seconds_an_image(base: Base, dataset: Dataset, device: torch.device) -> float:
+    """About how long training takes for each image that is seen, from a few steps on a copy that is thrown away."""
+    config = base_training(base)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        network = base.fresh(0).to(device, memory_format=LAYOUT).train()
         optimiser = torch.optim.AdamW(network.parameters())
         generator = torch.Generator().manual_seed(0)
         chosen = torch.arange(min(config.batch_size, len(dataset.train)))
         seconds = []
         for _ in range(TIMED_STEPS):
             start = time.monotonic()
-            x = augment(dataset.train.batch(chosen), config, generator)
-            F.cross_entropy(network(x), dataset.train.labels[chosen]).backward()
+            x = augment(dataset.train.batch(chosen), config, generator).to(device)
+            loss = F.cross_entropy(network(x), dataset.train.labels[chosen].to(device))
+            loss.backward()
             optimiser.step()
             optimiser.zero_grad()
+            # waits for a GPU
+            loss.item()
             seconds.append(time.monotonic() - start)
-    return min(seconds) * config.epochs * len(dataset.train) / config.batch_size
+    return min(seconds) / len(chosen)
 
 
 def data_hash(dataset: Dataset) -> str:
@@ -238,10 +269,15 @@ def write_card(
     dataset: Dataset,
     options: AuditOptions,
     oracles: Sequence[Oracle],
+    rivals: Sequence[tuple[Erasure, Recipe]] = (),
 ) -> None:
     """Write audit.json and audit.md: every figure, with the settings, seeds and versions that it was made with.
 
     Folders are named without their places, so that a card can be published.
+
+    Args:
+        oracles: the one that is held out comes last.
+        rivals: those of an erased network that were trained.
     """
     names = [dataset.class_names[c] for c in card.forget]
     settings: dict[str, Any] = {
@@ -255,6 +291,7 @@ def write_card(
         "oracle_folders": [oracle.folder.name for oracle in oracles[:-1]],
         "held_out_oracle": oracles[-1].folder.name,
         "unlearning" if isinstance(run, Unlearned) else "erasing": {**run.run.settings, **_places(run)},
+        **({"rivals": {r.name: {"folder": made.path.name, **r.describe()} for r, made in rivals}} if rivals else {}),
         "versions": versions(),
     }
     folder = Path(folder)
@@ -266,11 +303,25 @@ def write_card(
         f"{'' if isinstance(run, Unlearned) else ', erased'}, gates below {_threshold(run, options):g} zeroed, seed "
         f"{options.seed}{', quick' if options.quick else ''}.",
         "",
+        *_rivals_in_words([erasure for erasure, _recipe in rivals]),
         card.markdown(),
         f"Versions: {', '.join(f'{name} {version}' for name, version in versions().items())}.",
         "",
     ]
     write_atomically(folder / TABLE, "\n".join(lines).encode())
+
+
+def _rivals_in_words(rivals: Sequence[Erasure]) -> list[str]:
+    """Lines of Markdown; none without rivals."""
+    if not rivals:
+        return []
+    words = {FINE_TUNING: "the original with no layer drawn anew", FROM_SCRATCH: "all layers drawn anew"}
+    trained = [
+        f"{rival.name}, {words[rival.name]}, {rival.plan.steps} steps of {rival.plan.training.batch_size} images that "
+        f"stay, learning rates up to {rival.plan.training.lr:g}"
+        for rival in rivals
+    ]
+    return [f"Beside it: {BAKED}, the suppressed network that it came from; {'; '.join(trained)}.", ""]
 
 
 def _places(run: Unlearned | Erased) -> dict[str, str]:

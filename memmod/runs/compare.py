@@ -25,7 +25,8 @@ from memmod.files.parts import Parts
 from memmod.files.state_hash import state_sha256
 from memmod.runs.audits import PARTS, AuditOptions, baked_network, data_hash, make_case
 from memmod.runs.folder import MEMORY, versions, write_json
-from memmod.runs.oracles import OracleStep, base_training, oracle_folder, oracle_seeds, retrain
+from memmod.runs.kept import TrainingStep
+from memmod.runs.oracles import base_training, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, Unlearned
 from memmod.training import LAYOUT
 from memmod.unlearning.baselines import METHODS, Diverged, ForgetTask, Method, get_method, tune, unlearn_with
@@ -196,7 +197,7 @@ def compare(
     out: str | os.PathLike[str],
     options: CompareOptions | None = None,
     *,
-    on_oracle: Callable[[OracleStep], None] | None = None,
+    on_oracle: Callable[[TrainingStep], None] | None = None,
     on_step: Callable[[Step], None] = lambda _step: None,
 ) -> Comparison:
     """Put runs of one base and other methods side by side, each class forgotten by itself, and write the table.

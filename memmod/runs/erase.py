@@ -20,9 +20,10 @@ from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import BASE, CONFIG, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, write_json
 from memmod.runs.oracles import base_training
 from memmod.runs.restore import Base, Unlearned, restore_unlearned
+from memmod.runs.rivals import FRESH_SEEDS
 from memmod.training import accuracies
 from memmod.unlearning.erase import EraseConfig, Erasing, default_erasing, erase, plan_erasure
-from memmod.zoo import base_meta, create_model, load_base, save_base
+from memmod.zoo import base_meta, load_base, save_base
 
 OnStep = Callable[[int, int, float], None]
 
@@ -33,6 +34,16 @@ class EraseSettings(msgspec.Struct, frozen=True):
     unlearned: str
     forget: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
     threshold: float
+    budget: float
+    lr: float
+    batch_size: int
+    weight_decay: float
+    reset: tuple[str, ...]
+    seed: int
+
+    def config(self) -> EraseConfig:
+        """How the network was erased."""
+        return EraseConfig(self.budget, self.lr, self.batch_size, self.weight_decay, self.reset, self.seed)
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,11 @@ class Erased:
     @property
     def base(self) -> Base:
         return self.unlearned.base
+
+    def plan(self, dataset: Dataset) -> Erasing:
+        """What was done, from the run's settings. Raises as `plan_erasure` does."""
+        config = self.run.settings_as(EraseSettings).config()
+        return plan_erasure(self.base.model, dataset, self.forget, base_training(self.base), config)
 
 
 def erased_folder(unlearned: Unlearned, forget: Sequence[int]) -> Path:
@@ -123,9 +139,7 @@ def erase_run(
         remove_checkpoint(run)
         return restore_erased(run.path, base.folder, unlearned)
     on_plan(plan)
-    shape = tuple(base.meta["input_shape"])
-    # A seed that no other network of this base has.
-    fresh = create_model(base.meta["model"], dataset.num_classes, shape, False, 10_000 + config.seed)
+    fresh = base.fresh(FRESH_SEEDS + config.seed)
     erase(network.to(where), plan, fresh, progress, checkpoint=run.file(CHECKPOINT), resume=resume)
     meta = base_meta(base.meta["model"], dataset, plan.training, {}) | {"erased": list(forget), "images": plan.images}
     save_base(run.path, network, meta)

@@ -21,7 +21,7 @@ from memmod.explain.pictures import overlay, picture
 from memmod.explain.recount import recount_class, recount_image
 from memmod.explain.taken import stages_of, taken
 from memmod.runs.folder import EXPLANATION, versions, write_json
-from memmod.runs.oracles import trained
+from memmod.runs.oracles import finished
 from memmod.runs.restore import Unlearned
 
 VERSION = 1
@@ -236,7 +236,7 @@ def _flows(where: Flows, unlearned: Unlearned, dataset: Dataset) -> dict[str, An
     for c in range(dataset.num_classes):
         own = (dataset.test.labels == c).nonzero().flatten()
         try:
-            oracles = trained(unlearned.base, (c,), dataset) if len(own) else []
+            oracles = finished(unlearned.base, (c,), dataset) if len(own) else []
         except (RunError, SelectionError):
             # A base that cannot be retrained, or of two classes, has none.
             break

@@ -5,36 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from memmod.data import Dataset, without_classes
 from memmod.errors import RunError, SelectionError
-from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
-from memmod.files.strict_json import canonical
 from memmod.runs.device import usable_device
-from memmod.runs.folder import METRICS, RunFolder, remove_checkpoint, slug
+from memmod.runs.folder import RunFolder, slug
+from memmod.runs.kept import OnStep, Recipe, TrainingStep, all_trained
 from memmod.runs.restore import Base
-from memmod.training import TrainConfig, accuracies, fit
-from memmod.zoo import base_meta, create_model, load_base, save_base
+from memmod.training import TrainConfig, fit
 
 # Raised whenever the same settings would train another oracle.
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class OracleStep:
-    """Where the training of oracles is: oracle `number` of `count`, step `step` of `steps`, its loss."""
-
-    number: int
-    count: int
-    step: int
-    steps: int
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -87,7 +72,7 @@ def retrain(
     folder: str | os.PathLike[str] | None = None,
     *,
     device: str = "cpu",
-    progress: Callable[[OracleStep], None] | None = None,
+    progress: Callable[[TrainingStep], None] | None = None,
 ) -> list[Oracle]:
     """Train networks as the base was trained, on its training images but those of some classes.
 
@@ -107,16 +92,9 @@ def retrain(
         DataError: a class that stays has no images.
     """
     where = usable_device(device)
-    plan = _plan(base, without, dataset, folder)
-
-    def stepped(number: int) -> Callable[[int, int, float], None]:
-        def report(step: int, steps: int, loss: float) -> None:
-            if progress is not None:
-                progress(OracleStep(number + 1, len(seeds), step, steps, loss))
-
-        return report
-
-    return [_one(plan, seed, where, stepped(number)) for number, seed in enumerate(seeds)]
+    recipes = _recipes(base, without, seeds, dataset, folder)
+    kept = all_trained(recipes, dataset, where, progress)
+    return [Oracle(one.folder, one.network, seed, one.metrics) for one, seed in zip(kept, seeds, strict=True)]
 
 
 def missing(
@@ -127,11 +105,10 @@ def missing(
     folder: str | os.PathLike[str] | None = None,
 ) -> int:
     """How many of these oracles are still to be trained. Raises as `retrain` does."""
-    plan = _plan(base, without, dataset, folder)
-    return sum(not (plan.path(seed) / METRICS).exists() for seed in seeds)
+    return sum(not recipe.finished for recipe in _recipes(base, without, seeds, dataset, folder))
 
 
-def trained(
+def finished(
     base: Base,
     without: Sequence[int],
     dataset: Dataset,
@@ -139,70 +116,64 @@ def trained(
     most: int = 4,
 ) -> list[Oracle]:
     """The finished ones of the first `most` oracles, none trained for it. Raises as `retrain` does."""
-    plan = _plan(base, without, dataset, folder)
-    return [
-        _one(plan, seed, lambda *_: None) for seed in oracle_seeds(base, most) if (plan.path(seed) / METRICS).exists()
-    ]
+    seeds = oracle_seeds(base, most)
+    recipes = _recipes(base, without, seeds, dataset, folder)
+    return retrain(
+        base, without, [seed for seed, recipe in zip(seeds, recipes, strict=True) if recipe.finished], dataset, folder
+    )
 
 
-def _plan(base: Base, without: Sequence[int], dataset: Dataset, folder: str | os.PathLike[str] | None) -> _Plan:
+def _recipes(
+    base: Base,
+    without: Sequence[int],
+    seeds: Sequence[int],
+    dataset: Dataset,
+    folder: str | os.PathLike[str] | None,
+) -> list[Recipe]:
     without = tuple(sorted(set(without)))
     _check_classes(without, base)
     config = base_training(base)
     retained = without_classes(dataset, without)
     place = oracle_folder(base) if folder is None else Path(folder)
-    return _Plan(base, without, config, retained, place, retained.train.fingerprint())
+    shared = {"oracle": VERSION, **network_settings(base, without, retained)}
+    return [_recipe(base, without, replace(config, seed=seed), retained, place, shared) for seed in seeds]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What oracles are trained from, and where they lie: in folders whose names hold a hash of it."""
+def _recipe(
+    base: Base, without: tuple[int, ...], config: TrainConfig, retained: Dataset, folder: Path, shared: dict[str, Any]
+) -> Recipe:
+    def train(network: nn.Module, checkpoint: Path, progress: OnStep) -> None:
+        fit(network, retained, config, progress, checkpoint=checkpoint, resume=True)
 
-    base: Base
-    without: tuple[int, ...]
-    config: TrainConfig
-    dataset: Dataset
-    folder: Path
-    data: str
-
-    def settings(self, seed: int) -> dict[str, Any]:
-        meta = self.base.meta
-        return {
-            "oracle": VERSION,
-            "model": meta["model"],
-            "num_classes": meta["num_classes"],
-            "input_shape": list(meta["input_shape"]),
-            "without": list(self.without),
-            "data": meta["data"],
-            "data_hash": self.data,
-            **asdict(replace(self.config, seed=seed)),
-        }
-
-    def path(self, seed: int) -> Path:
-        key = sha256(canonical(self.settings(seed))).hexdigest()[:10]
-        names = "-".join(self.base.meta["class_names"][c] for c in self.without)
-        return self.folder / f"{slug(names)[:80]}-seed{seed}-{key}"
-
-    def network(self, seed: int) -> nn.Module:
-        meta = self.base.meta
-        return create_model(meta["model"], meta["num_classes"], tuple(meta["input_shape"]), False, seed)
+    return Recipe(
+        folder=folder,
+        label=f"{label_of(base, without)}-seed{config.seed}",
+        command="retrain",
+        settings={**shared, **asdict(config)},
+        model=base.meta["model"],
+        training=config,
+        without=without,
+        make=lambda: base.fresh(config.seed),
+        train=train,
+    )
 
 
-def _one(plan: _Plan, seed: int, device: torch.device, progress: Callable[[int, int, float], None]) -> Oracle:
-    path, config, dataset = plan.path(seed), replace(plan.config, seed=seed), plan.dataset
-    run = RunFolder.start(path, "retrain", plan.settings(seed), resume=True)
-    if not run.file(METRICS).exists():
-        network = plan.network(seed).to(device)
-        fit(network, dataset, config, progress, checkpoint=run.file(CHECKPOINT), resume=True)
-        by_class = accuracies(network, dataset.test, dataset.num_classes)[1]
-        metrics = {"class_accuracy": by_class, "acc_forget": [by_class[c] for c in plan.without]}
-        save_base(path, network, base_meta(plan.base.meta["model"], dataset, config, metrics))
-        run.write_metrics(metrics)
-    remove_checkpoint(run)
-    network, card = load_base(path)
-    if card["training"] != asdict(config):
-        raise RunError(f"the oracle in {path} was trained with other settings than its name says: delete its folder")
-    return Oracle(path, network, seed, run.metrics())
+def network_settings(base: Base, without: Sequence[int], retained: Dataset) -> dict[str, Any]:
+    """What every network trained without some classes depends on: architecture, classes and training images."""
+    meta = base.meta
+    return {
+        "model": meta["model"],
+        "num_classes": meta["num_classes"],
+        "input_shape": list(meta["input_shape"]),
+        "without": list(without),
+        "data": meta["data"],
+        "data_hash": retained.train.fingerprint(),
+    }
+
+
+def label_of(base: Base, without: Sequence[int]) -> str:
+    """The classes' names as the beginning of a folder's name."""
+    return slug("-".join(base.meta["class_names"][c] for c in without))[:80]
 
 
 def _check_classes(without: tuple[int, ...], base: Base) -> None:

@@ -15,7 +15,7 @@ from memmod.errors import DataError, MemoryFileError, RunError
 from memmod.memory_file import read_card
 from memmod.model import ModulatedModel
 from memmod.runs.folder import CONFIG, MEMORY, RunFolder
-from memmod.zoo import load_base
+from memmod.zoo import create_model, load_base
 
 
 class DataSettings(msgspec.Struct, frozen=True):
@@ -48,6 +48,10 @@ class Base:
     model: nn.Module
     meta: dict[str, Any]
     data_options: dict[str, Any]
+
+    def fresh(self, seed: int) -> nn.Module:
+        """A network of its architecture with random weights."""
+        return create_model(self.meta["model"], self.meta["num_classes"], tuple(self.meta["input_shape"]), False, seed)
 
     def load_data(self, spec: str | None = None, **options: Any) -> Dataset:
         """The data set it was trained on, or another with the same classes; None leaves an option as it was.

@@ -120,6 +120,10 @@ def test_erase_writes_a_network_that_audit_takes(runs):
     rows = {(row["attack"], row["figure"]): row for row in audit["rows"]}
     assert rows["accuracy", "Acc_f"]["value"] == 0.0
     # Nothing of it can be opened again.
+    assert audit["others"] == ["baked", "fine-tuning", "from scratch, same budget"]
+    assert rows["accuracy", "Acc_f"]["others"]["from scratch, same budget"] == 0.0
+    # as the original, and every attack that takes an ordinary network
+    assert all(rows["probes", "probe/recall/penultimate"]["others"].values())
     assert "it has no memories" in (folder / "audits/8-quick/audit.md").read_text()
     measured = json.loads(succeed("evaluate", folder, "--json"))
     assert measured["erased"] == metrics["class_accuracy"] and measured["original"][8] > 0.5

@@ -45,11 +45,13 @@ class Bench:
         suspect: the network that should have forgotten.
         held_out: an oracle that the interval is not made from, which every attack must let pass; None: none is spared.
         control: the trivial rival.
+        others: further networks that the suspect stands beside; no verdict is about them.
     """
 
     suspect: Subject
     held_out: Subject | None
     control: Subject
+    others: tuple[Subject, ...] = ()
 
 
 def audit(
@@ -97,7 +99,7 @@ def audit(
         found[attack.name, subject.name] = result
         on_part(Progress(number + 1, len(work), attack.name, subject.name, clock.left()))
     rows = [row for attack in attacks for row in _rows(attack, bench, case, found)]
-    return AuditCard(case.forget, tuple(rows), len(case.oracles))
+    return AuditCard(case.forget, tuple(rows), len(case.oracles), tuple(other.name for other in bench.others))
 
 
 def expected_seconds(bench: Bench, case: Case, attacks: Sequence[Attack]) -> float:
@@ -110,7 +112,7 @@ def _work(bench: Bench, case: Case, attacks: Sequence[Attack]) -> Iterator[tuple
     first = [] if bench.held_out is None else [bench.held_out]
     oracles = [Subject(oracle_name(number), network) for number, network in enumerate(case.oracles)]
     original = Subject("original", case.original)
-    for subject in [*first, *oracles, bench.suspect, original, bench.control]:
+    for subject in [*first, *oracles, bench.suspect, original, bench.control, *bench.others]:
         rest = tuple(oracle for oracle in case.oracles if oracle is not subject.network)
         for attack in attacks:
             yield attack, subject, replace(case, oracles=rest)
@@ -219,8 +221,20 @@ def _rows(
             meaning = attack.meaning(figure)
             verdict = judge(measure.value, interval, meaning)
             broken = held_out is not None and judge(held_out, interval, meaning).word not in (WITHIN, UNJUDGED)
-        original, control = value_of("original"), value_of(bench.control.name)
-        yield Row(attack.name, figure, attack.level, measure, values, held_out, original, control, verdict, broken, "")
+        yield Row(
+            attack=attack.name,
+            figure=figure,
+            level=attack.level,
+            measure=measure,
+            oracles=values,
+            held_out=held_out,
+            original=value_of("original"),
+            control=value_of(bench.control.name),
+            verdict=verdict,
+            broken=broken,
+            reason="",
+            others={other.name: value_of(other.name) for other in bench.others},
+        )
 
 
 def seconds_per_image(subject: Subject, case: Case) -> float:

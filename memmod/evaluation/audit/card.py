@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from memmod.evaluation.attacks.attack import Measure
@@ -26,6 +26,7 @@ class Row:
         held_out: of the oracle that the interval is not made from.
         original: of the network before unlearning.
         control: of the trivial rival.
+        others: of further networks that the suspect stands beside, by their names; None where one has no such figure.
         verdict: where the suspect's figure lies.
         broken: the held-out oracle lies outside of the interval, so that the attack cannot tell.
         reason: why there is no figure.
@@ -42,23 +43,25 @@ class Row:
     verdict: Verdict
     broken: bool
     reason: str
+    others: dict[str, float | None] = field(default_factory=dict)
 
-    def cells(self) -> tuple[str, ...]:
-        """As `HEADINGS` calls them."""
+    def cells(self, others: Sequence[str] = ()) -> tuple[str, ...]:
+        """As `AuditCard.headings` calls them, with the columns of these other networks."""
         if self.measure is None:
-            return (self.attack, "", self.level, "", "", "", "", "", self.reason)
+            blank = [""] * (len(HEADINGS) - 4 + len(others))
+            return (self.attack, "", self.level, *blank, self.reason)
         oracles = ""
         if self.oracles:
             mean = math.fsum(self.oracles) / len(self.oracles)
             oracles = f"{number(mean)} ({number(min(self.oracles))}-{number(max(self.oracles))})"
-        others = (self.held_out, self.original, self.control)
+        figures = (self.held_out, self.original, self.control, *(self.others.get(name) for name in others))
         return (
             self.attack,
             self.figure,
             self.level,
             number(self.measure.value),
             oracles,
-            *(number(value) for value in others),
+            *(number(value) for value in figures),
             self.words(),
         )
 
@@ -90,6 +93,7 @@ class Row:
             "distance": self.verdict.distance,
             "broken": self.broken,
             "reason": self.reason,
+            **({"others": self.others} if self.others else {}),
         }
 
 
@@ -101,11 +105,22 @@ class AuditCard:
         forget: the classes that should be gone.
         rows: in the order of the attacks.
         oracles: how many the intervals are made from.
+        others: names of further networks that the suspect stands beside, a column each.
     """
 
     forget: tuple[int, ...]
     rows: tuple[Row, ...]
     oracles: int
+    others: tuple[str, ...] = ()
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of the table's columns."""
+        return (*HEADINGS[:-1], *self.others, HEADINGS[-1])
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table, a row for each figure."""
+        return [row.cells(self.others) for row in self.rows]
 
     def counts(self) -> dict[str, int]:
         """How many figures got each verdict; those of broken attacks count as broken."""
@@ -129,12 +144,13 @@ class AuditCard:
             "forget": list(self.forget),
             "oracles": self.oracles,
             "counts": self.counts(),
+            **({"others": list(self.others)} if self.others else {}),
             "rows": [row.to_dict() for row in self.rows],
         }
 
     def markdown(self) -> str:
         """The table in Markdown, with the summary above it."""
-        return f"{self.summary}.\n\n{markdown_table(HEADINGS, [row.cells() for row in self.rows])}\n"
+        return f"{self.summary}.\n\n{markdown_table(self.headings, self.cells())}\n"
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from memmod.errors import DataError, ModelError, RunError
-from memmod.evaluation.attacks.attack import Measure
+from memmod.evaluation.attacks.attack import Measure, Subject
 from memmod.evaluation.audit import audit, expected_seconds
 from memmod.files.parts import Parts
 from tests.evaluation.audit import problem
@@ -60,6 +60,24 @@ def test_each_oracle_is_compared_with_the_others_alone():
         "logit mask": [1.0, 2.0, 3.0],
     }
     assert next(iter(seen)) == "held-out oracle"
+
+
+def test_other_networks_get_columns_and_no_verdict():
+    others = (Subject("baked", problem.network(15.0)), Subject("tuned", problem.network(7.0)))
+    bench = replace(problem.bench(2.0), others=others)
+    nothing = problem.reading("elsewhere", applies=lambda subject, case: "no BatchNorm")
+    only = problem.reading("picky", applies=lambda subject, case: "no" if subject.name == "tuned" else None)
+    card = audit(bench, problem.case(), [problem.reading(), nothing, only])
+    row, _, picky = card.rows
+    assert row.others == {"baked": 15.0, "tuned": 7.0} and row.verdict.word == "within"
+    assert picky.others == {"baked": 15.0, "tuned": None}
+    assert card.headings[-4:] == ("logit mask", "baked", "tuned", "verdict")
+    assert [len(cells) for cells in card.cells()] == [len(card.headings)] * 3
+    assert card.cells()[0][-3:] == ("15.000", "7.000", "within") and card.cells()[2][-2] == "-"
+    assert "| 19.000 | 15.000 | 7.000 | within |" in card.markdown()
+    assert card.to_dict()["others"] == ["baked", "tuned"]
+    plain = audit(problem.bench(2.0), problem.case(), [problem.reading()])
+    assert "others" not in plain.to_dict() and "others" not in plain.to_dict()["rows"][0]
 
 
 def test_what_an_attack_cannot_tell_is_said():
