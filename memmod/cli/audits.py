@@ -13,6 +13,7 @@ from memmod.cli.options import (
     DataRoot,
     Device,
     MovedBase,
+    Oracles,
     Seed,
     Threads,
     app,
@@ -21,10 +22,6 @@ from memmod.cli.options import (
     parse_classes,
     prepare,
 )
-
-Oracles = Annotated[
-    Path | None, typer.Option(help="Where oracles are kept.", show_default="beside the base, with -oracles")
-]
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""The command that erases classes for good."""
+"""The commands that erase classes for good, and show what that costs by budget."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from memmod.cli.options import (
     DataRoot,
     Device,
     MovedBase,
+    Oracles,
     Overwrite,
     Resume,
     Seed,
@@ -93,3 +95,73 @@ def erase(
         f"the others {found['mean_retain']:.1%}. The network is in {erased.run.path}",
     )
     say(console, f"Next: memmod audit {shlex.quote(str(erased.run.path))}")
+
+
+@app.command(
+    epilog=examples(
+        "memmod frontier runs/fashion-mnist-resnet-unlearned --forget shirt,sandal,trouser",
+        "memmod frontier runs/digits-resnet-unlearned --forget 3,8 --budgets 0.2,0.4 --seeds 2",
+    ),
+)
+def frontier(
+    run: UnlearnedRun,
+    forget: Annotated[
+        list[str], typer.Option(help="Class names or numbers, separated by commas, each by itself. Repeatable.")
+    ],
+    budgets: Annotated[
+        str, typer.Option(help="Images to train on, as shares of the base's training, separated by commas.")
+    ] = "0.05,0.1,0.2",
+    seeds: Annotated[int, typer.Option(min=1, help="Networks at each budget, whose figures are averaged.")] = 1,
+    judges: Annotated[int, typer.Option(min=2, help="Oracles of each class that figures are compared with.")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="Probes on fewer images.")] = False,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for table and picture.", show_default="the run's, with -frontier")
+    ] = None,
+    oracles: Oracles = None,
+    base: MovedBase = None,
+    data_root: DataRoot = None,
+    device: Device = "cpu",
+    threads: Threads = None,
+) -> None:
+    """Erase each class at several budgets, beside trainings from scratch on as many images: accuracy and what is left.
+
+    Writes a table and a picture. What was finished is kept: an interrupted call goes on where it was.
+    """
+    from memmod.cli.terminal import measuring_bar, network_bar, oracle_bar, print_frontier, say, told_frontier
+    from memmod.runs.frontier import PICTURE, TABLE, FrontierOptions
+    from memmod.runs.frontier import frontier as measure
+    from memmod.runs.restore import restore_unlearned
+
+    prepare(threads)
+    options = FrontierOptions(_shares(budgets), seeds, judges, quick, threshold, device, oracles)
+    unlearned = restore_unlearned(run, base)
+    classes = parse_classes(forget, unlearned.base.meta["class_names"])
+    dataset = unlearned.load_data(data_root)
+    folder = out or run.with_name(f"{run.name}-frontier")
+    quiet = Console(stderr=True)
+    with (
+        oracle_bar(quiet) as on_oracle,
+        network_bar(quiet) as on_network,
+        measuring_bar(quiet) as on_measured,
+    ):
+        found = measure(
+            unlearned,
+            classes,
+            dataset,
+            folder,
+            options,
+            on_estimate=told_frontier(quiet),
+            on_oracle=on_oracle,
+            on_network=on_network,
+            on_measured=on_measured,
+        )
+    print_frontier(console, found, f"{run}: {', '.join(found.classes.values())}")
+    say(console, f"Written to {shlex.quote(str(folder))}: {TABLE}, {PICTURE}")
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of shares such as 0.1,0.2", param_hint="--budgets") from None

@@ -16,7 +16,21 @@ from memmod.errors import MemmodError
 
 RUNS = Path("runs")
 # Of the commands in --help: from the first to the last of a project.
-ORDER = ("demo", "train", "unlearn", "evaluate", "retrain", "audit", "compare", "explain", "erase", "bake", "info")
+ORDER = (
+    "demo",
+    "train",
+    "unlearn",
+    "evaluate",
+    "explain",
+    "report",
+    "retrain",
+    "audit",
+    "compare",
+    "erase",
+    "frontier",
+    "bake",
+    "info",
+)
 
 console = Console()
 
@@ -70,6 +84,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_de
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")]
 MovedBase = Annotated[Path | None, typer.Option("--base", help="The base's run folder, if it has moved since.")]
+Oracles = Annotated[
+    Path | None, typer.Option(help="Where oracles are kept.", show_default="beside the base, with -oracles")
+]
 UnlearnedRun = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of memmod unlearn.")]
 
 

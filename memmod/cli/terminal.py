@@ -20,6 +20,8 @@ from memmod.runs.compare import Comparison
 from memmod.runs.compare import Step as CompareStep
 from memmod.runs.erase import ErasedAccuracies
 from memmod.runs.explain import ExplainStep
+from memmod.runs.frontier import HEADINGS as FRONTIER_HEADINGS
+from memmod.runs.frontier import Frontier, Measured
 from memmod.runs.kept import TrainingStep
 from memmod.unlearning.erase import Erasing
 from memmod.unlearning.progress import Progress
@@ -102,12 +104,30 @@ def rival_bar(console: Console) -> Iterator[Callable[[TrainingStep], None]]:
 
 
 @contextmanager
+def network_bar(console: Console) -> Iterator[Callable[[TrainingStep], None]]:
+    """A bar over all networks of a frontier that are trained; yields what `frontier` calls."""
+    with _networks_bar("network", console) as progress:
+        yield progress
+
+
+@contextmanager
+def measuring_bar(console: Console) -> Iterator[Callable[[Measured], None]]:
+    """A bar that goes away at the end; yields what `frontier` calls."""
+    with _bar("measuring", console, transient=True) as update:
+        yield lambda state: update(state.part, state.parts, f"{state.network}: {state.class_name}")
+
+
+@contextmanager
 def _networks_bar(what: str, console: Console) -> Iterator[Callable[[TrainingStep], None]]:
     with _bar(f"training {what}s", console) as update:
 
         def progress(state: TrainingStep) -> None:
-            done, total = (state.number - 1) * state.steps + state.step, state.count * state.steps
-            update(done, total, f"{what} {state.number} of {state.count}, loss {state.loss:.3f}")
+            # networks may take different numbers of steps
+            update(
+                state.number - 1 + state.step / state.steps,
+                state.count,
+                f"{what} {state.number} of {state.count}, loss {state.loss:.3f}",
+            )
 
         yield progress
 
@@ -149,6 +169,20 @@ def told_estimate(console: Console) -> Callable[[Estimate], None]:
     return tell
 
 
+def told_frontier(console: Console) -> Callable[[Estimate], None]:
+    """Prints about how long a frontier will take, before it begins."""
+
+    def tell(estimate: Estimate) -> None:
+        training = f"{estimate.oracles} oracles and {estimate.rivals} other networks to train"
+        say(
+            console,
+            f"{training}, {duration(estimate.attack_seconds)} to measure: about {duration(estimate.seconds)} in all; "
+            "what is finished is kept",
+        )
+
+    return tell
+
+
 def told_erasing(console: Console) -> Callable[[Erasing], None]:
     """Prints what an erasure will do, before it begins."""
 
@@ -181,7 +215,7 @@ def _bar(what: str, console: Console, transient: bool = False) -> Iterator[Calla
     bar = bars.Progress(*columns, text_column, bars.TimeRemainingColumn(), console=console, transient=transient)
     task = bar.add_task("", text="", total=None)
 
-    def update(done: int, total: int, text: str = "") -> None:
+    def update(done: float, total: int, text: str = "") -> None:
         bar.update(task, completed=done, total=total, text=text)
         if done < total or not transient:
             bar.start()
@@ -251,6 +285,16 @@ def print_audit(console: Console, card: AuditCard, title: str) -> None:
             table.add_section()
         table.add_row(*map(Text, cells), style=_STYLES.get("broken" if row.broken else row.verdict.word))
         previous = row.attack
+    console.print(table)
+
+
+def print_frontier(console: Console, found: Frontier, title: str) -> None:
+    """Print the means of a frontier over its classes."""
+    table = Table(title=Text(title, "table.title"))
+    for heading in FRONTIER_HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("class", "network") else "right")
+    for row in found.rows():
+        table.add_row(*map(Text, row))
     console.print(table)
 
 

@@ -27,7 +27,7 @@ from memmod.runs.device import usable_device
 from memmod.runs.erase import Erased
 from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import slug, versions, write_json
-from memmod.runs.kept import Recipe, TrainingStep, all_trained
+from memmod.runs.kept import Recipe, TrainingStep, each_trained
 from memmod.runs.oracles import Oracle, base_training, missing, oracle_folder, oracle_seeds, retrain
 from memmod.runs.restore import Base, Unlearned
 from memmod.runs.rivals import BAKED, FINE_TUNING, FROM_SCRATCH, Erasure, fine_tuning, from_scratch, recipe
@@ -152,7 +152,7 @@ def audit_run(
     images = sum(erasure.plan.images for erasure, recipe in rivals if recipe in due)
     on_estimate(Estimate(untrained, whole, seconds, len(due), an_image * images))
     oracles = retrain(base, forget, seeds, dataset, place, device=options.device, progress=on_oracle)
-    kept = all_trained([recipe for _erasure, recipe in rivals], dataset, device, on_rival)
+    kept = each_trained([recipe for _erasure, recipe in rivals], dataset, device, on_rival)
     others += [Subject(erasure.name, one.network) for (erasure, _recipe), one in zip(rivals, kept, strict=True)]
     networks = [oracle.network.to(device, memory_format=LAYOUT) for oracle in oracles]
     for network in (suspect.network, wf, base.model, control.network, *(other.network for other in others)):

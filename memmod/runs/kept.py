@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -122,13 +122,13 @@ def trained(recipe: Recipe, dataset: Dataset, device: torch.device, progress: On
     return Kept(run.path, network, run.metrics())
 
 
-def all_trained(
-    recipes: list[Recipe],
+def each_trained(
+    recipes: Sequence[Recipe],
     dataset: Dataset,
     device: torch.device,
     progress: Callable[[TrainingStep], None] | None = None,
-) -> list[Kept]:
-    """The networks of several recipes, one after another. Raises as `trained` does."""
+) -> Iterator[Kept]:
+    """The networks of several recipes, each trained when it is its turn. Raises as `trained` does."""
 
     def stepped(number: int) -> OnStep:
         def report(step: int, steps: int, loss: float) -> None:
@@ -137,7 +137,8 @@ def all_trained(
 
         return report
 
-    return [trained(recipe, dataset, device, stepped(number)) for number, recipe in enumerate(recipes)]
+    for number, recipe in enumerate(recipes):
+        yield trained(recipe, dataset, device, stepped(number))
 
 
 class _Clock:

@@ -14,7 +14,7 @@ from memmod.data import Dataset, without_classes
 from memmod.errors import RunError, SelectionError
 from memmod.runs.device import usable_device
 from memmod.runs.folder import RunFolder, slug
-from memmod.runs.kept import OnStep, Recipe, TrainingStep, all_trained
+from memmod.runs.kept import OnStep, Recipe, TrainingStep, each_trained
 from memmod.runs.restore import Base
 from memmod.training import TrainConfig, fit
 
@@ -93,7 +93,7 @@ def retrain(
     """
     where = usable_device(device)
     recipes = _recipes(base, without, seeds, dataset, folder)
-    kept = all_trained(recipes, dataset, where, progress)
+    kept = each_trained(recipes, dataset, where, progress)
     return [Oracle(one.folder, one.network, seed, one.metrics) for one, seed in zip(kept, seeds, strict=True)]
 
 

@@ -132,6 +132,22 @@ def test_erase_writes_a_network_that_audit_takes(runs):
     assert "drawn anew" not in again
 
 
+def test_frontier_prints_and_writes_table_and_picture(runs):
+    arguments = ("--forget", "8,5", "--budgets", "0.95,0.9", "--judges", 2, "--quick")
+    output = succeed("frontier", runs / "unlearned", *arguments)
+    folder = runs / "unlearned-frontier"
+    card = json.loads((folder / "frontier.json").read_text())
+    assert card["budgets"] == [0.9, 0.95] and card["classes"] == ["8", "5"] and len(card["points"]) == 8
+    assert "mean of 2" in output and "| 5 | from scratch | 90 % |" in (folder / "frontier.md").read_text()
+    assert (folder / "frontier.svg").read_bytes().startswith(b"<?xml")
+    again = invoke("frontier", runs / "unlearned", *arguments)
+    assert "0 oracles and 0 other networks to train" in again.stderr
+    assert json.loads((folder / "frontier.json").read_text()) == card
+    assert "too few for new layers" in fail("frontier", runs / "unlearned", "--forget", "8", "--budgets", "0.001")
+    assert "none twice" in fail("frontier", runs / "unlearned", "--forget", "8", "--budgets", "0.5,0.5")
+    assert "'abacus'" in fail("frontier", runs / "unlearned", "--forget", "8", "--device", "abacus")
+
+
 def test_what_cannot_be_erased_is_said_in_one_line(runs):
     assert "too few for new layers" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 0.001)
     assert "budget is 2.0" in fail("erase", runs / "unlearned", "--forget", "8", "--budget", 2)

@@ -23,7 +23,19 @@ from memmod.model import ModulatedModel
 from memmod.zoo import load_base
 from tests.helpers import assert_no_worse
 
-COMMANDS = ("demo", "train", "unlearn", "evaluate", "bake", "info")
+COMMANDS = (
+    "demo",
+    "train",
+    "unlearn",
+    "evaluate",
+    "retrain",
+    "audit",
+    "compare",
+    "erase",
+    "frontier",
+    "bake",
+    "info",
+)
 TINY = ("--steps", "4", "--eval-every", "2", "--batch-size", "16", "--max-set-size", "2")
 
 
@@ -346,6 +358,8 @@ def test_unwritable_folder_is_one_message(tmp_path):
         ("evaluate",),
         ("evaluate", "run", "--sets", "two"),
         ("bake", "run"),
+        ("frontier", "run", "--forget", "3", "--budgets", "half"),
+        ("frontier", "run", "--forget", "3", "--judges", "1"),
         ("bake", "run", "--forget", "3", "--threshold", "1.5"),
     ],
 )

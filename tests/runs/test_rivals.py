@@ -15,7 +15,7 @@ from memmod.evaluation.audit.outputs import ACCURACY
 from memmod.runs import commands
 from memmod.runs.audits import AuditOptions, audit_run, baked_network
 from memmod.runs.erase import Erased, EraseOptions, erase_run, restore_erased
-from memmod.runs.kept import all_trained, trained
+from memmod.runs.kept import each_trained, trained
 from memmod.runs.restore import restore_unlearned
 from memmod.runs.rivals import BAKED, ERASED, FINE_TUNING, FROM_SCRATCH, Erasure, fine_tuning, from_scratch, recipe
 from memmod.training import accuracies
@@ -92,7 +92,7 @@ def test_a_rival_is_trained_once_and_kept_before_it_is_measured(erased, data, tm
             trained(made, data, CPU)
     assert (made.path / "base.safetensors").exists() and not made.finished
     steps = []
-    (found,) = all_trained([made], data, CPU, steps.append)
+    (found,) = each_trained([made], data, CPU, steps.append)
     # the checkpoint of the last step was there
     assert steps == [] and made.finished and not list(made.path.glob("checkpoint*"))
     assert found.metrics["class_accuracy"] == accuracies(load_base(made.path)[0], data.test, 10)[1]
