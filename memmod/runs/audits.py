@@ -137,20 +137,15 @@ def audit_run(
     place = options.oracles or oracle_folder(base)
     untrained = missing(base, forget, seeds, dataset, place)
     rivals = _rivals(run, dataset, place) if options.rivals and isinstance(run, Erased) else []
-    due = [recipe for _erasure, recipe in rivals if not recipe.finished]
     logits_path = wf.config.logits
-    case = make_case(base, forget, dataset, (), options, logits_path)
     others = [Subject(BAKED, _baked(run, dataset))] if rivals else []
     # neither rivals nor oracles are there yet: the original takes as long as one
     stand_ins = [Subject(erasure.name, base.model) for erasure, _recipe in rivals]
-    control = Subject("logit mask", LogitMask(base.model, forget, wf.config.logits))
+    control = Subject("logit mask", LogitMask(base.model, forget, logits_path))
     bench = Bench(suspect, None, control, (*others, *stand_ins))
     stand_in = make_case(base, forget, dataset, (base.model,) * options.seeds, options, logits_path)
-    seconds = expected_seconds(bench, stand_in, attacks)
-    an_image = seconds_an_image(base, dataset, device) if untrained or due else 0.0
-    whole = an_image * base_training(base).epochs * len(dataset.train)
-    images = sum(erasure.plan.images for erasure, recipe in rivals if recipe in due)
-    on_estimate(Estimate(untrained, whole, seconds, len(due), an_image * images))
+    due = [erasure.plan.images for erasure, made in rivals if not made.finished]
+    on_estimate(estimated(base, dataset, untrained, due, expected_seconds(bench, stand_in, attacks), device))
     oracles = retrain(base, forget, seeds, dataset, place, device=options.device, progress=on_oracle)
     kept = each_trained([recipe for _erasure, recipe in rivals], dataset, device, on_rival)
     others += [Subject(erasure.name, one.network) for (erasure, _recipe), one in zip(rivals, kept, strict=True)]
@@ -165,6 +160,15 @@ def audit_run(
     card = audit(bench, case, attacks, parts=parts, data=data_hash(dataset), on_part=on_part)
     write_card(folder, card, run, dataset, options, oracles, rivals)
     return Audited(folder, card)
+
+
+def estimated(
+    base: Base, dataset: Dataset, oracles: int, images: Sequence[int], attack_seconds: float, device: torch.device
+) -> Estimate:
+    """About how long so many oracles, and networks that see so many images each, take to train on a device."""
+    an_image = seconds_an_image(base, dataset, device) if oracles or images else 0.0
+    whole = an_image * base_training(base).epochs * len(dataset.train)
+    return Estimate(oracles, whole, attack_seconds, len(images), an_image * sum(images))
 
 
 def _rivals(run: Erased, dataset: Dataset, folder: Path) -> list[tuple[Erasure, Recipe]]:

@@ -25,7 +25,7 @@ from memmod.files.atomic import write_atomically
 from memmod.files.parts import Parts
 from memmod.files.state_hash import state_sha256
 from memmod.report.panels import Curve, Panel, panels
-from memmod.runs.audits import PARTS, AuditOptions, Estimate, data_hash, make_case, seconds_an_image
+from memmod.runs.audits import PARTS, AuditOptions, Estimate, data_hash, estimated, make_case
 from memmod.runs.device import usable_device
 from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import versions, write_json
@@ -323,14 +323,12 @@ def _estimate(
     device: torch.device,
 ) -> Estimate:
     untrained = sum(missing(base, (c,), seeds, dataset, place) for c in classes)
-    due = [one for one in work if not one.recipe.finished]
-    an_image = seconds_an_image(base, dataset, device) if untrained or due else 0.0
-    whole = an_image * base_training(base).epochs * len(dataset.train)
+    due = [one.erasure.plan.images for one in work if not one.recipe.finished]
     case = _case(base, dataset, classes[0], (base.model,) * options.oracles, options, None)
     networks = len(work) + len(classes) * options.oracles
     passes = networks * sum(attack.cost(case) for attack in MEASURED)
     measuring = passes * seconds_per_image(Subject("", base.model), case)
-    return Estimate(untrained, whole, measuring, len(due), an_image * sum(one.erasure.plan.images for one in due))
+    return estimated(base, dataset, untrained, due, measuring, device)
 
 
 def _case(
