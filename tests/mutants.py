@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.cuda.mutants import PLANTS as CUDA_PLANTS
 from tests.evaluation.mutants import PLANTS as EVALUATION_PLANTS
+from tests.explain.mutants import PLANTS as EXPLAIN_PLANTS
 from tests.triton.mutants import PLANTS
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs/planted-errors.md"
@@ -38,9 +39,9 @@ Run on the CPU under the host shim of `tests/cuda/`; without an error the same c
 - **address sanitizer**, **thread sanitizer**: reported by the builds with these.
 """
 EVALUATION = """
-## Metrics, attacks and verdicts
+## Metrics, attacks, verdicts and explanations
 
-Each formula of `memmod/evaluation` against values worked out by hand in the test that is named.
+Each formula of `memmod/evaluation` and `memmod/explain` against values worked out by hand in the test that is named.
 """
 # What tests/triton/test_ahead_of_time_mutants.py plants.
 MACHINE_CODE = (
@@ -74,7 +75,10 @@ def text() -> str:
     machine = [(error, "", f"machine code: {finding}") for error, finding in MACHINE_CODE]
     cuda = [(plant.name, plant.file.rpartition("/")[2], plant.check) for plant in CUDA_PLANTS]
     cuda += [(error, "", f"machine code: {finding}") for error, finding in CUDA_MACHINE_CODE]
-    formulas = [(plant.name, plant.module.replace(".", "/"), plant.test.__name__) for plant in EVALUATION_PLANTS]
+    formulas = [
+        (plant.name, plant.module.replace(".", "/"), plant.test.__name__)
+        for plant in (*EVALUATION_PLANTS, *EXPLAIN_PLANTS)
+    ]
     parts = [HEAD, TRITON, table(*heads, *source, *machine), CUDA.lstrip(), table(*heads, *cuda)]
     return "\n".join([*parts, EVALUATION.lstrip(), table(*heads, *formulas)])
 

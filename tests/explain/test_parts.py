@@ -33,10 +33,16 @@ def model():
 
 def test_flows_are_shares_of_predictions() -> None:
     wf = model()
-    found = flows(wf, split(), [(3, 1)], batch_size=7)
     with torch.no_grad():
-        before, after, both = (wf(IMAGES, forget=forget).argmax(1) for forget in (-1, LABELS, {1, 3}))
+        wf.model.fc.weight.mul_(30)
+        for number, memory in enumerate(wf.memory_parameters()):
+            memory.copy_(3 * torch.randn(memory.shape, generator=torch.Generator().manual_seed(number)))
+    found = flows(wf, split(), [(3, 0)], batch_size=7)
+    with torch.no_grad():
+        before, after, both = (wf(IMAGES, forget=forget).argmax(1) for forget in (-1, LABELS, {0, 3}))
+        alone = wf(IMAGES, forget=3).argmax(1)
         mean = wf(IMAGES, forget=-1).softmax(1)[LABELS == 2].mean(0)
+    assert (before != after).any() and (both != alone)[LABELS == 0].any()
     for c in range(4):
         own = LABELS == c
         for table, predictions in ((found.before, before), (found.after, after)):
@@ -46,8 +52,9 @@ def test_flows_are_shares_of_predictions() -> None:
     # No image has label 4.
     assert not found.before[4].any()
     ((classes, rows),) = found.sets
-    assert classes == (1, 3) and set(rows) == {1, 3}
-    assert np.allclose(rows[3], torch.bincount(both[LABELS == 3], minlength=5) / (LABELS == 3).sum())
+    assert classes == (0, 3) and set(rows) == {0, 3}
+    for c in (0, 3):
+        assert np.allclose(rows[c], torch.bincount(both[LABELS == c], minlength=5) / (LABELS == c).sum())
 
 
 def test_predictions_of_networks_are_their_mean() -> None:

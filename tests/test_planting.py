@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.evaluation.mutants import PLANTS, planted
+from tests.evaluation.mutants import PLANTS as EVALUATION
+from tests.explain.mutants import PLANTS as EXPLAIN
+from tests.planting import planted
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.module}: {plant.name}")
+@pytest.mark.parametrize("plant", (*EVALUATION, *EXPLAIN), ids=lambda plant: f"{plant.module}: {plant.name}")
 def test_it_is_caught(plant):
     with planted(plant), pytest.raises((AssertionError, IndexError)):
         plant.test()
