@@ -31,6 +31,7 @@ ORDER = (
     ("unlearning",),
     ("info", "runs"),
     ("cli",),
+    ("__main__",),
 )
 # Parts that must not need these libraries: they run where those are missing, or print through whoever calls them.
 WITHOUT = {

@@ -197,6 +197,11 @@ def test_bake_does_not_write_over_a_file(copy):
     succeed("bake", copy / "unlearned", "--forget", "3", "--overwrite")
 
 
+def test_the_package_runs_as_a_module():
+    result = subprocess.run([sys.executable, "-m", "memmod", "train", "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "memmod train" in result.stdout
+
+
 def test_info_names_every_backend():
     output = succeed("info")
     assert all(name in output for name in ("reference", "cpu", "triton", "cuda", "torch"))
