@@ -38,6 +38,7 @@ WITHOUT = {
     "rich": ("cli",),
     "typer": ("cli",),
     "jinja2": ("report",),
+    "vl_convert": ("report",),
 }
 BACKENDS = "memmod.ops.backends"
 # Tests of benchmarks, and the harnesses that run their variants of GPU kernels.

@@ -1,6 +1,17 @@
-"""The HTML report of an unlearning run."""
+"""The HTML report of a run, and its figures as files."""
 
-from memmod.report.data import LayerNote, Memory, Method, Network, Report
+from memmod.report.data import HeldOut, LayerNote, Memory, Report, Run, Table
+from memmod.report.exports import write_figures
 from memmod.report.page import render, write_report
 
-__all__ = ["LayerNote", "Memory", "Method", "Network", "Report", "render", "write_report"]
+__all__ = [
+    "HeldOut",
+    "LayerNote",
+    "Memory",
+    "Report",
+    "Run",
+    "Table",
+    "render",
+    "write_figures",
+    "write_report",
+]

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Method:
-    """Accuracies of one way to forget: `forget[c]` on class c, `retain[c]` on all others, with class c selected."""
-
-    name: str
-    forget: Sequence[float]
-    retain: Sequence[float]
-
-    @property
-    def worst_forget(self) -> float:
-        """The highest accuracy that any forgotten class keeps."""
-        return max(self.forget)
-
-    @property
-    def mean_forget(self) -> float:
-        """Mean over the classes."""
-        return sum(self.forget) / len(self.forget)
-
-    @property
-    def worst_retain(self) -> float:
-        """The lowest accuracy on the rest, over the forgotten classes."""
-        return min(self.retain)
-
-    @property
-    def mean_retain(self) -> float:
-        """Mean over the forgotten classes."""
-        return sum(self.retain) / len(self.retain)
+from memmod.report.cards import Audit, ClassAccuracies, Comparison, Scorecard
+from memmod.report.explanation import Explanation
 
 
 @dataclass(frozen=True)
@@ -55,22 +30,63 @@ class LayerNote:
 
 
 @dataclass(frozen=True)
-class Network:
-    """One unlearned network. `methods[0]` is memmod's, `methods[1]` the original network, controls follow."""
+class HeldOut:
+    """What a round of unlearning found on held-out training images; `acc_forget` has a figure for each class."""
 
-    name: str
-    methods: Sequence[Method]
-    memories: Sequence[Memory]
-    notes: Sequence[LayerNote]
+    acc_forget: Sequence[float]
+    mean_retain: float
+    base_retain: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """Names and values: settings, versions, facts."""
+
+    title: str
+    rows: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. Parts that its folder does not hold are None or empty, and the page says how to make them.
+
+    Args:
+        title: what the page calls the network.
+        folder: the run's folder, as commands name it.
+        base: the base's folder, if the run has one.
+        command: what made the run: unlearn, erase, train, ...
+        model, data: the names of the network and the data set.
+        class_names: C names; none where no file of the run says them.
+        scorecard: of a run of unlearning, on test images.
+        held_out: of a run of unlearning, on held-out training images.
+        by_class: of a network that forgets nothing when it is asked: erased, or a base.
+        memories: the gates of each layer.
+        notes: what was gated, folded, replaced and skipped.
+    """
+
+    title: str
+    folder: str
+    command: str
+    model: str
+    data: str
+    class_names: Sequence[str]
+    base: str | None = None
+    scorecard: Scorecard | None = None
+    held_out: HeldOut | None = None
+    by_class: ClassAccuracies | None = None
+    memories: Sequence[Memory] = ()
+    notes: Sequence[LayerNote] = ()
+    explanation: Explanation | None = None
+    audits: Sequence[Audit] = ()
+    comparison: Comparison | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    tables: Sequence[Table] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report: networks that forgot the classes `class_names` of one data set."""
+    """A whole page: one run, or several of the same data."""
 
     title: str
-    data: str
-    class_names: Sequence[str]
-    networks: Sequence[Network]
+    runs: Sequence[Run]
     facts: Mapping[str, str] = field(default_factory=dict)

@@ -15,6 +15,10 @@ _LABELLED = 20  # more classes than this leave no room for their names beside th
 _WIDE, _WIDEST = 96, 384
 
 
+# More gates than this would make the page too large to open.
+_DRAWN = 2_000_000
+
+
 @dataclass(frozen=True)
 class Picture:
     """A layer's picture and the words that go with it."""
@@ -28,6 +32,13 @@ class Picture:
     shared: int
     size: str
     labelled: bool
+
+
+def pictures(memories: Sequence[Memory], class_names: Sequence[str]) -> list[Picture] | None:
+    """Every layer's picture; None where there are too many gates to draw them all."""
+    if sum(memory.gates.size for memory in memories) > _DRAWN:
+        return None
+    return [picture(memory, class_names) for memory in memories]
 
 
 def picture(memory: Memory, class_names: Sequence[str]) -> Picture:

@@ -23,7 +23,8 @@ from memmod.cli.terminal import (
     unlearning_bar,
 )
 from memmod.evaluation import Accuracies, Scorecard
-from memmod.report import Memory, Method, Network, Report, render
+from memmod.report import Memory, Report, Run, render
+from memmod.report.library import bundle
 from memmod.unlearning.monitor import Evaluation as Validation
 from memmod.unlearning.objectives import Losses
 from memmod.unlearning.progress import Progress
@@ -74,11 +75,11 @@ def test_names_in_the_log() -> None:
 
 
 def test_names_in_the_report() -> None:
-    method = Method("memmod", (0.5,) * len(NAMES), (0.5,) * len(NAMES))
-    network = Network("n", [method, method], [Memory("fc", np.ones((len(NAMES), 4)))], [], {"<i>": "[/x]"})
-    html = render(Report("t", "d", NAMES, [network]))
-    assert "<b>" not in html.replace("</b>", "") and "&lt;b&gt;&amp;" in html and "<i>" not in html
-    assert all(name in html for name in NAMES[:-1])
+    memories = [Memory("fc", np.ones((len(NAMES), 4)))]
+    html = render(Report("t", [Run("n", "f", "unlearn", "m", "d", NAMES, memories=memories, facts={"<i>": "[/x]"})]))
+    text = html.replace(bundle(), "")
+    assert "<b>" not in text.replace("</b>", "") and "&lt;b&gt;&amp;" in text and "<i>" not in text
+    assert all(name in text for name in NAMES[:-1])
 
 
 @pytest.mark.parametrize("value", ["[/red]", "[bold]x"])
