@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from memmod.cli import audits, erase, explain  # noqa: F401 - they add their commands to the application
+from memmod.cli import audits, erase, explain, report  # noqa: F401 - they add their commands to the application
 from memmod.cli.options import (
     DATA_HELP,
     RUNS,
@@ -57,8 +57,8 @@ def demo(
     from memmod.cli.terminal import say
 
     prepare(threads)
-    report = run_demo(out, seed, console)
-    say(console, f"\nThe report is in {report}: {report.resolve().as_uri()}")
+    page = run_demo(out, seed, console)
+    say(console, f"\nThe report is in {page}: {page.resolve().as_uri()}")
 
 
 @app.command(
