@@ -90,8 +90,10 @@ def _flows(flows: Flows, many: bool) -> dict[str, Any]:
     def row(values: Row) -> list[list[float]] | None:
         if values is None or all(value is None for value in values):
             return None
-        there = [[c, _short(value)] for c, value in enumerate(values) if value]
-        return sorted(there, key=lambda pair: -pair[1])[:LARGEST] if many else there
+        there = [[c, value] for c, value in enumerate(values) if value]
+        if not many:
+            return there
+        return [[c, _short(value)] for c, value in sorted(there, key=lambda pair: -pair[1])[:LARGEST]]
 
     def rows(by_class: dict[str, list[Any]] | None) -> dict[str, Any]:
         return {str(int(c)): row(values) for c, values in (by_class or {}).items()}
@@ -157,5 +159,5 @@ def _bytes(item: Image | Response) -> int:
 
 
 def _short(value: float | None) -> float | None:
-    """Four digits behind the point: what the page shows, and no more."""
-    return value if value is None or math.isinf(value) else round(value, 4)
+    """Six digits behind the point: more than the page shows."""
+    return value if value is None or math.isinf(value) else round(value, 6)

@@ -16,7 +16,7 @@ _WIDE, _WIDEST = 96, 384
 
 
 # More gates than this would make the page too large to open.
-_DRAWN = 2_000_000
+_DRAWN = 1_500_000
 
 
 @dataclass(frozen=True)

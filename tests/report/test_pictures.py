@@ -37,12 +37,12 @@ def test_picture_counts_closed_gates():
 
 
 def test_more_gates_than_a_page_holds_are_told_not_drawn():
-    many = [Memory("fc", np.broadcast_to(np.float32(0.5), (1000, 2001)))]
+    many = [Memory("fc", np.broadcast_to(np.float32(0.5), (1000, 1501)))]
     names = tuple(map(str, range(1000)))
     assert pictures(many, names) is None
     assert len(pictures([Memory("fc", many[0].gates[:, :9])], names)) == 1
     text = Parsed(page(run(names, False, memories=many))).text
-    assert "The gates themselves are not drawn: 2,001,000 of them" in text
+    assert "The gates themselves are not drawn: 1,501,000 of them" in text
 
 
 @pytest.mark.parametrize("shape", [(3,), (0, 4), (4, 0), (2, 2, 2)])

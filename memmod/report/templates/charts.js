@@ -12,8 +12,10 @@ async function draw(box, spec, rows) {
     whole.datasets = { rows };
     whole.height = spec.usermeta.row * new Set(rows.map((row) => row.class ?? row.layer)).size;
   }
-  box.replaceChildren();
-  await vegaEmbed(box, whole, EMBEDDING);
+  // the box is an image with a name of its own, and what is inside of it no list of marks to be read out
+  const inside = el("div", { "aria-hidden": "true" });
+  box.replaceChildren(inside);
+  await vegaEmbed(inside, whole, EMBEDDING);
 }
 
 /** Every chart that the page holds; one in closed details when they are opened, since it has no width before. */

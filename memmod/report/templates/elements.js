@@ -39,6 +39,11 @@ function figure(value, digits = 3) {
   return value == null ? NOTHING : fixed(value, digits).replace("-", "−");
 }
 
+/** 26500 as 26,500. */
+function counted(value) {
+  return value.toLocaleString("en-US");
+}
+
 /** "a", "a and b", "a, b and c". */
 function listed(names) {
   return names.length < 2 ? names.join("") : `${names.slice(0, -1).join(", ")} and ${names.at(-1)}`;

@@ -34,7 +34,7 @@ function imageFigure(selection, image) {
   }
   if (image.layers.length) {
     const shares = [...image.layers].sort((a, b) => (b.share ?? 0) - (a.share ?? 0)).slice(0, 3);
-    lines.push(el("span", {}, shares.map(({ name, share }) => `${name} ${percent(share, 0)}`).join(", ")));
+    lines.push(...shares.map(({ name, share }) => el("span", { class: "share" }, el("span", {}, name), percent(share, 0))));
   }
   const told = data.recount?.images.find((entry) => entry.image === image.image);
   return el("figure", {}, frame, el("figcaption", {},

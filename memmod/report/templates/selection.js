@@ -6,7 +6,7 @@ const LISTED = 8;
 
 class Selection {
   constructor(root, data) {
-    Object.assign(this, { root, data });
+    Object.assign(this, { root, data, suffix: root.closest(".run").dataset.suffix ?? "" });
   }
 
   part(name) {
@@ -73,7 +73,7 @@ class Selection {
     }
     const closed = data.atlas && classes.length === 1 ? data.atlas.closed[classes[0]] : null;
     if (closed != null) {
-      card("units closed", `${closed}`, `of ${data.atlas.units}: ${percent(data.atlas.units ? closed / data.atlas.units : null)}`);
+      card("units closed", counted(closed), `of ${counted(data.atlas.units)}: ${percent(data.atlas.units ? closed / data.atlas.units : null)}`);
     }
     const audit = data.audited.findIndex((entry) => same(entry.classes, classes));
     if (audit >= 0) {
@@ -103,9 +103,9 @@ class Selection {
     for (const c of classes) {
       const shares = this.sharesOf(c);
       if (!shares[0] && !shares[1]) {
-        blocks.push(missing(shares.every((row) => row == null) && classes.length === 1
-          ? `There are no test images of ${this.name(c)}.` : `Predictions with the set ${this.names} forgotten were not recorded.`,
-          ...(classes.length > 1 ? this.explain : [])));
+        const none = data.flows.before?.[c] === null;
+        blocks.push(none ? missing(`There are no test images of ${this.name(c)}.`)
+          : missing(`What images of ${this.name(c)} are taken for with ${this.names} forgotten was not recorded.`, ...this.explain));
         continue;
       }
       if (classes.length > 1 && !shares[1]) {
@@ -117,7 +117,7 @@ class Selection {
       const cells = [...new Set(rows.map((row) => row.class))].map((name) =>
         [name, ...shown.map((network) => percent(rows.find((row) => row.class === name && row.network === network)?.share))]);
       blocks.push(el("p", {}, `Test images of ${this.name(c)} are taken for:`), box,
-        el("details", {}, el("summary", {}, "As a table"), table(["predicted", ...shown], cells, `Predictions on images of ${this.name(c)}`)));
+        el("details", {}, el("summary", {}, "As a table"), table(["predicted", ...shown], cells, `Predictions on images of ${this.name(c)}${this.suffix}`)));
       if (!shares[2] && classes.length === 1) {
         blocks.push(missing("No network that was retrained without it is shown beside.", "memmod retrain",
           quoted(data.base ?? "BASE"), "--without", quoted(this.name(c))));
@@ -162,7 +162,7 @@ class Selection {
     if (!units.length) return void this.fill("units");
     this.fill("units", table(["layer", "unit", "specificity", "gate"],
       units.slice(0, LISTED).map(([layer, unit, specificity, gate]) => [layer, `${unit}`, figure(specificity), figure(gate)]),
-      `Units that ${this.names} closes`));
+      `Units that ${this.names} closes${this.suffix}`));
   }
 
   showRecount() {
