@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -30,6 +31,9 @@ EVERY = {
     "faithfulness",
     "audit-1",
 }
+
+
+NAMES = ("cat", "dog", "eel", "fox", "gnu")
 
 
 def charts(shown: Run) -> dict:
@@ -84,6 +88,14 @@ def test_matrices_hold_every_figure_in_their_place():
     assert cells["cat", "cat"] is None and cells["cat", "eel"] == atlas.jaccard[0][2]
     bars = found["closed-by"].spec["data"]["values"]
     assert [bar["units"] for bar in bars] == atlas.closed_by
+
+
+def test_rows_and_columns_of_a_matrix_have_one_order():
+    chart = charts(run(NAMES))["jaccard"]
+    svg = compiled(chart.at(500))
+    labels = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg) if text in NAMES]
+    order = [NAMES[c] for c in run(NAMES).explanation.atlas.order]
+    assert labels == [*order, *order]
 
 
 def test_the_tree_joins_what_the_linkage_joins():

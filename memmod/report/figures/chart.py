@@ -67,9 +67,10 @@ class Chart:
 
     def at(self, width: int | str) -> dict[str, Any]:
         """The whole specification at a width in pixels, or "container"."""
+        axis = _AXIS if width == "container" else {**_AXIS, "labelLimit": 0.4 * width}
         return {
             "$schema": _SCHEMA,
-            "config": _CONFIG,
+            "config": {**_CONFIG, "axis": axis},
             "width": width,
             "autosize": {"type": "fit-x", "contains": "padding"},
             "padding": {"left": 0, "top": 4, "right": 12, "bottom": 4},

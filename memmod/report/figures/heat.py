@@ -27,8 +27,8 @@ def heat(
     Args:
         values: row, column and value of each.
         across: what the columns are, beneath them.
-        columns, lines: their names. The order is that of the values: names in a specification's expressions, which a
-            list of them in order becomes, may not hold every character.
+        columns, lines: their names in order. They are the scales' domains, and no order to sort by: that would become
+            an expression, in which a name may not hold every character.
         highest: the value of full ink.
     """
     step = next((step for most, step in _STEPS if len(lines) <= most), _LEAST)
@@ -64,9 +64,16 @@ def heat(
                 "field": "column",
                 "type": "nominal",
                 "sort": None,
+                "scale": {"domain": columns},
                 "axis": {**named, "title": across, "labelAngle": -45, "orient": "bottom"},
             },
-            "y": {"field": "row", "type": "nominal", "sort": None, "axis": {**named, "title": None}},
+            "y": {
+                "field": "row",
+                "type": "nominal",
+                "sort": None,
+                "scale": {"domain": lines},
+                "axis": {**named, "title": None},
+            },
         },
         "layer": layers,
     }

@@ -34,7 +34,8 @@ def outside(audit: Audit, number: int) -> Chart | None:
         "encoding": {"y": {"field": "figure", "type": "nominal", "sort": None, "title": None, "axis": names}},
         "layer": [
             {
-                "mark": {"type": "bar", "height": {"band": 0.5}, "color": variable("cool")},
+                # with an outline, so that an interval of no width is seen
+                "mark": {"type": "bar", "height": {"band": 0.5}, "color": variable("cool"), "stroke": variable("cool")},
                 "encoding": {
                     "x": {
                         "field": "low",

@@ -33,7 +33,8 @@ class Selection {
     this.showResult();
     if (!data.explained) {
       for (const name of ["recount", "layers", "units", "images", "responses"]) this.fill(name);
-      this.fill("flow", missing("What its images are taken for, how many units it closes in each layer, and where single images lose it: not looked at yet.", ...this.explain));
+      this.fill("flow", missing(data.fixed ? "What its images are taken for now has not been recorded yet."
+        : "What its images are taken for, how many units it closes in each layer, and where single images lose it: not looked at yet.", ...this.explain));
       return;
     }
     this.showUnits();
@@ -56,7 +57,8 @@ class Selection {
         `${percent(found.retainBefore)} before: ${points(found.retain - found.retainBefore)} points`, "retain");
       status = `With ${this.names} forgotten, accuracy on ${classes.length > 1 ? "them" : "it"} is ${percent(found.forget)}, on all others ${percent(found.retain)}.`;
     } else if (data.fixed && data.byClass) {
-      for (const c of classes) {
+      // one alone stands in the summary
+      for (const c of classes.length > 1 ? classes : []) {
         const before = data.byClass.original?.[c];
         card(`accuracy on ${this.name(c)}`, percent(data.byClass.now[c]),
           before == null ? "on its test images" : `${percent(before)} before`, "forget");
@@ -76,7 +78,7 @@ class Selection {
       card("units closed", counted(closed), `of ${counted(data.atlas.units)}: ${percent(data.atlas.units ? closed / data.atlas.units : null)}`);
     }
     const audit = data.audited.findIndex((entry) => same(entry.classes, classes));
-    if (audit >= 0) {
+    if (audit >= 0 && !data.fixed) {
       const { worse, judged } = data.audited[audit];
       const target = `#${this.root.closest(".run").id}-audit-${audit + 1}`;
       card("audited figures that tell too much", `${worse} of ${judged}`, el("a", { href: target }, "the audit"));
