@@ -225,7 +225,7 @@ def _erased(run: RunFolder, shown: Run) -> Run:
         values = {"class_names": card.class_names, "now": card.erased, "original": card.original, "forget": card.forget}
         found = check(values, ClassAccuracies, _origin(run.file(SCORECARD), "memmod evaluate"))
     elif found is not None:
-        before = _measured(base / METRICS) if (base / CONFIG).is_file() else None
+        before = _measured(base / METRICS) if os.path.isfile(base / CONFIG) else None
         same = before is not None and len(before) == len(found.now)
         values = {"class_names": list(found.class_names), "now": found.now, "original": before if same else None}
         found = check(
@@ -271,7 +271,7 @@ def _audits(run: RunFolder, class_names: Sequence[str] | None) -> list[Audit]:
 
 def _base_tables(base: Path) -> list[Table]:
     """How the base was trained, where it still lies."""
-    if not (base / CONFIG).is_file():
+    if not os.path.isfile(base / CONFIG):
         return []
     run = RunFolder.open(base)
     return [
@@ -282,7 +282,7 @@ def _base_tables(base: Path) -> list[Table]:
 
 def _card(path: Path, kind: type[T], command: str) -> T | None:
     """A JSON file as a msgspec Struct; None where there is none. Raises RunError when it is damaged."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     return check(read_json(path), kind, _origin(path, command))
 

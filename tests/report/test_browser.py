@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from memmod.report.explanation import Explanation
-from memmod.report.words import percent
+from memmod.report.words import percent, points
 from tests.report.browser import Opened, axe, chromium, opened
 from tests.report.explanations import explanation
 from tests.report.pages import HOSTILE, audit, erased, page, run, scorecard
@@ -53,7 +53,14 @@ def test_a_click_shows_the_figures_of_the_files(browser, tmp_path: Path):
             status = f"With {names[c]} forgotten, accuracy on it is {percent(ours.acc_forget[c])}, on all others "
             assert shown.text(".status") == f"{status}{percent(ours.acc_retain[c])}."
             result = shown.text(".result")
-            assert f"{percent(original.acc_forget[c])} before" in result
+            assert (
+                f"accuracy on {names[c]} {percent(ours.acc_forget[c])} {percent(original.acc_forget[c])} before"
+                in result
+            )
+            others = f"{percent(ours.acc_retain[c])} {percent(original.acc_retain[c])} before: "
+            assert (
+                f"accuracy on all others {others}{points(ours.acc_retain[c] - original.acc_retain[c])} points" in result
+            )
             assert f"units closed {told.atlas.closed[c]} of {told.atlas.units}" in result
             found = cells(shown, f"Predictions on images of {names[c]}")
             for other, name in enumerate(names):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import msgspec
@@ -12,8 +13,10 @@ import torch
 
 from memmod.errors import MemmodError, RunError
 from memmod.memory_file import write_memory_file
+from memmod.report import render
 from memmod.runs.folder import RunFolder, write_json
 from memmod.runs.report import collect, report_run
+from tests.fuzz_files import OTHER_VALUES, places
 from tests.report.explanations import explanation
 from tests.report.pages import Parsed, audit, comparison, data_of, scorecard
 
@@ -110,6 +113,35 @@ def test_files_that_do_not_fit_are_refused(run, name, change, words):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(RunError, match=words):
         collect(run.path)
+
+
+@pytest.mark.parametrize("base", ["a" * 5000, "nul\0", "/" + "b/" * 3000])
+def test_a_base_that_cannot_be_anywhere_is_not_there(tmp_path, base):
+    run = RunFolder.start(tmp_path / "run", "unlearn", SETTINGS | {"base": base})
+    assert collect(run.path).runs[0].base == base
+
+
+@pytest.mark.slow
+def test_changed_files_are_refused_in_words_or_drawn(run):
+    generator, ended = random.Random(0), set()
+    names = ("config.json", *(name for name in FILES if name.endswith(".json")), "../run-compared/comparison.json")
+    for case in range(150):
+        path = run.file(names[case % len(names)])
+        content = path.read_bytes()
+        value = json.loads(content)
+        *steps, last = generator.choice(list(places(value)))
+        part = value
+        for step in steps:
+            part = part[step]
+        part[last] = generator.choice(OTHER_VALUES)
+        path.write_text(json.dumps(value))
+        try:
+            render(collect(run.path))
+            ended.add("drawn")
+        except MemmodError:
+            ended.add("refused")
+        path.write_bytes(content)
+    assert ended == {"drawn", "refused"}
 
 
 def test_an_erased_run_has_a_page_with_what_is_there(tmp_path):
