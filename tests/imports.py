@@ -39,6 +39,7 @@ WITHOUT = {
     "typer": ("cli",),
     "jinja2": ("report",),
     "vl_convert": ("report",),
+    "captum": ("explain",),
 }
 BACKENDS = "memmod.ops.backends"
 # Tests of benchmarks, and the harnesses that run their variants of GPU kernels.

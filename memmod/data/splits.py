@@ -35,6 +35,11 @@ class Split:
         """The split of the images at `indices` (int64 ``[n]``), in that order."""
         raise NotImplementedError
 
+    @property
+    def black(self) -> Tensor:
+        """What a black pixel is in `batch`'s images: ``[C, 1, 1]``."""
+        raise NotImplementedError
+
     def check(self, on_image: Callable[[int, int], None] | None = None) -> None:
         """Find what is wrong with the images before they are needed; images in memory have been read already.
 
@@ -76,6 +81,10 @@ class TensorSplit(Split):
 
     def pixels(self, indices: Tensor) -> Tensor:
         return (self.images[indices].float() * (255 / self._normalisation[0])).round().clamp(0, 255).to(torch.uint8)
+
+    @property
+    def black(self) -> Tensor:
+        return -self._offset[0]
 
     def fingerprint(self) -> str:
         parts = [self.images, self.labels, self._factor, self._offset]

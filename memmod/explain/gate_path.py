@@ -90,7 +90,7 @@ def gates_at(wf: ModulatedModel, multipliers: Mapping[str, Tensor], on_gated: On
 
 
 def _before(name: str, layer: Modulated, multipliers: Mapping[str, Tensor], on_gated: OnGated | None):
-    memory, dim = memory_name(name, INPUTS), _dim(layer)
+    memory, dim = memory_name(name, INPUTS), unit_dim(layer)
 
     def hook(_layer: nn.Module, args: tuple) -> tuple:
         x = args[0]
@@ -101,7 +101,7 @@ def _before(name: str, layer: Modulated, multipliers: Mapping[str, Tensor], on_g
 
 
 def _behind(name: str, layer: Modulated, multipliers: Mapping[str, Tensor], on_gated: OnGated | None, called: set[str]):
-    memory, dim = memory_name(name, UNITS), _dim(layer)
+    memory, dim = memory_name(name, UNITS), unit_dim(layer)
     # Outside of the gate.
     bias = None if layer.gate_bias else getattr(layer, "bias", None)
 
@@ -127,7 +127,7 @@ def _told(on_gated: OnGated | None, memory: str, open_: Tensor, gated: Tensor, d
     return gated
 
 
-def _dim(layer: Modulated) -> int:
+def unit_dim(layer: Modulated) -> int:
     """Where a layer's units are in its output, and its input's in its input."""
     if isinstance(layer, nn.Linear):
         return -1
