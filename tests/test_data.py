@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from memmod.data import IDX_FILES, FileSplit, check_class_names, load_data, stratified
+from memmod.data import IDX_FILES, FileSplit, TensorSplit, check_class_names, load_data, stratified
 from memmod.errors import DataError
 
 
@@ -51,6 +51,8 @@ def test_digits_are_split_in_stratified_halves() -> None:
     assert difference.abs().max() <= 1
     x = digits.train.batch(torch.arange(len(digits.train)))
     assert x.dtype == torch.float32 and abs(x.mean().item()) < 0.05 and abs(x.std().item() - 1) < 0.05
+    black = TensorSplit(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), 16.0, (0.3053,), (0.3761,))
+    torch.testing.assert_close(digits.test.black.expand(1, 1, 8, 8), black.batch(torch.tensor([0])))
     again = load_data("digits")
     assert torch.equal(again.test.labels, digits.test.labels)
 

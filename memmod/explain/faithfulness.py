@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memmod.errors import SelectionError
+from memmod.explain.blur import blurred
 from memmod.model import ModulatedModel
 
 
@@ -23,7 +24,9 @@ class FaithfulnessConfig:
         steps: equal shares of the pixels, one after the other; the curve has a point more.
         blur: side of the Gaussian kernel of the image that insertion starts from, odd; RISE's is 11.
         sigma: its standard deviation in pixels; RISE's is 5.
-        seed: of the order of pixels that a map does not tell apart.
+        seed: of the order of pixels that a map does not tell apart, and of what else is drawn.
+        images: how many images `measure_faithfulness` takes of a split.
+        checked: how many of these it makes a second map of, for the checks.
         batch_size: samples at a time.
 
     Raises:
@@ -34,13 +37,20 @@ class FaithfulnessConfig:
     blur: int = 11
     sigma: float = 5.0
     seed: int = 0
+    images: int = 400
+    checked: int = 100
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1 or self.blur < 1 or self.blur % 2 == 0 or not self.sigma > 0:
+        if (
+            min(self.steps, self.images, self.checked, self.batch_size) < 1
+            or self.blur < 1
+            or self.blur % 2 == 0
+            or not self.sigma > 0
+        ):
             raise SelectionError(
-                f"steps is {self.steps}, batch_size {self.batch_size}, blur {self.blur} and sigma {self.sigma}; steps "
-                "and batch_size must be at least 1, blur odd, sigma above 0"
+                f"steps is {self.steps}, images {self.images}, checked {self.checked}, batch_size {self.batch_size}, "
+                f"blur {self.blur} and sigma {self.sigma}; blur must be odd, sigma above 0, the others at least 1"
             )
 
 
@@ -120,13 +130,3 @@ def ranks(maps: Tensor, x: Tensor, seed: int = 0) -> Tensor:
     order = drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]
     places = torch.arange(flat.shape[1], device=x.device).expand_as(order)
     return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)
-
-
-def blurred(x: Tensor, side: int, sigma: float) -> Tensor:
-    """Images ``[B, C, H, W]`` behind a Gaussian kernel of `side` × `side`, their edge pixels continued outwards."""
-    distance = torch.arange(side, dtype=torch.float64) - side // 2
-    weights = torch.exp(-(distance**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).to(x)
-    rows, columns = (weights.view(1, 1, *shape).expand(x.shape[1], -1, -1, -1) for shape in ((side, 1), (1, side)))
-    padded = nn.functional.pad(x, [side // 2] * 4, mode="replicate")
-    return nn.functional.conv2d(nn.functional.conv2d(padded, rows, groups=x.shape[1]), columns, groups=x.shape[1])

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from memmod.explain import captum_maps, trivial_maps
 from memmod.explain.attribution import attribute
+from memmod.explain.detail import detailed_map
 from memmod.model import ModulatedModel
 
 # Of (the network, images [B, C, H, W], class numbers int64 [B]): [B, H, W], higher where more of the logit comes from.
@@ -19,8 +20,14 @@ def gate_path(wf: ModulatedModel, x: Tensor, classes: Tensor) -> Tensor:
     return attribute(wf, x, classes).image()
 
 
+def gate_path_and_pixels(wf: ModulatedModel, x: Tensor, classes: Tensor) -> Tensor:
+    """The detailed map of that attribution: ``[B, H, W]``."""
+    return detailed_map(wf, x, classes, attribute(wf, x, classes))
+
+
 MAPS: dict[str, Map] = {
     "gate path": gate_path,
+    "gate path and pixels": gate_path_and_pixels,
     "Grad-CAM, last block": captum_maps.grad_cam,
     "Grad-CAM, all layers": captum_maps.layer_grad_cam,
     "integrated gradients": captum_maps.integrated_gradients,

@@ -89,3 +89,9 @@ def test_check_decodes_what_is_few_and_opens_what_is_many(tmp_path: Path, monkey
     split.check()
     with pytest.raises(DataError, match=r"2\.png is damaged"):
         split.batch(torch.arange(3))
+
+
+def test_black_is_what_a_black_pixel_becomes(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
+    split = FileSplit([str(tmp_path / "black.png")], torch.zeros(1), 16)
+    torch.testing.assert_close(split.batch(torch.tensor([0]))[0], split.black.expand(3, 16, 16))

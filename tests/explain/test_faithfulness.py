@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from memmod import ModulatedModel
 from memmod.errors import SelectionError
-from memmod.explain.faithfulness import FaithfulnessConfig, area, blurred, curves, ranks
+from memmod.explain.blur import blurred
+from memmod.explain.faithfulness import FaithfulnessConfig, area, curves, ranks
 from tests.explain.helpers import with_memories
 
 WEIGHTS = torch.tensor([[2.0, -1.0], [0.5, 1.0]])
@@ -138,5 +139,5 @@ def test_maps_that_have_no_order_are_refused(maps: Tensor, words: str) -> None:
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"blur": 4}, {"sigma": 0.0}, {"batch_size": 0}])
 def test_a_config_out_of_range_is_refused(options: dict) -> None:
-    with pytest.raises(SelectionError, match="blur odd"):
+    with pytest.raises(SelectionError, match="blur must be odd"):
         FaithfulnessConfig(**options)
