@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.explain import test_atlas, test_attribution, test_parts
+from tests.explain import (
+    test_atlas,
+    test_attribution,
+    test_detail,
+    test_faithfulness,
+    test_parts,
+    test_responses,
+    test_sanity,
+)
 from tests.planting import Plant
 
 PLANTS = (
@@ -117,5 +125,89 @@ PLANTS = (
         'key=lambda s: own["stages"][s]["share"])\n        name',
         "key=lambda s: -s)\n        name",
         test_parts.test_a_class_is_told_in_sentences,
+    ),
+    Plant(
+        "the points' mean for the area",
+        "explain.faithfulness",
+        "torch.trapezoid(curve, dim=1) / (curve.shape[1] - 1)",
+        "curve.mean(1)",
+        test_faithfulness.test_pixels_turn_black_and_back_in_the_map_s_order,
+    ),
+    Plant(
+        "the lowest pixels first",
+        "explain.faithfulness",
+        "descending=True",
+        "descending=False",
+        test_faithfulness.test_pixels_turn_black_and_back_in_the_map_s_order,
+    ),
+    Plant(
+        "insertion into black",
+        "explain.faithfulness",
+        "torch.where(first, images, empty[0])",
+        "torch.where(first, images, empty[1])",
+        test_faithfulness.test_pixels_come_into_the_blurred_image,
+    ),
+    Plant(
+        "equal pixels in reading order",
+        "explain.faithfulness",
+        "order = drawn[flat[:, drawn].argsort(dim=1, descending=True, stable=True)]",
+        "order = flat.argsort(dim=1, descending=True, stable=True)",
+        test_faithfulness.test_equal_pixels_are_not_left_in_reading_order,
+    ),
+    Plant(
+        "memories left permuted",
+        "explain.sanity",
+        "wf.load_memory_state(kept)",
+        "pass",
+        test_sanity.test_memories_change_places_among_units_and_come_back,
+    ),
+    Plant(
+        "another class that may be the own one",
+        "explain.sanity",
+        "torch.randint(1, count,",
+        "torch.randint(0, count,",
+        test_sanity.test_another_class_is_never_the_own_one,
+    ),
+    Plant(
+        "values for their ranks",
+        "explain.similarity",
+        "rankdata(maps.flatten(1).double().cpu().numpy(), axis=1)",
+        "maps.flatten(1).double().cpu().numpy()",
+        test_sanity.test_spearman_is_scipy_s,
+    ),
+    Plant(
+        "all units closed at once",
+        "explain.responses",
+        "gates[memory][u, :, unit] = 0.0",
+        "gates[memory][:, :, unit] = 0.0",
+        test_responses.test_one_closed_unit_is_a_gate_of_nought,
+    ),
+    Plant(
+        "gains after all losses",
+        "explain.responses",
+        "held.add(drops.abs(), drops,",
+        "held.add(drops, drops,",
+        test_responses.test_one_closed_unit_is_a_gate_of_nought,
+    ),
+    Plant(
+        "boxes that do not reach up",
+        "explain.receptive",
+        "max(y0 - above, 0)",
+        "y0",
+        test_responses.test_a_box_is_what_a_position_sees,
+    ),
+    Plant(
+        "pixels weighed from nought",
+        "explain.detail",
+        "images - images.amin((2, 3), keepdim=True)",
+        "images",
+        test_detail.test_pixels_add_up_to_the_logit_above_that_of_the_darkest_image,
+    ),
+    Plant(
+        "parts of unlike weight",
+        "explain.detail",
+        "return _standardised(path) +",
+        "return path +",
+        test_detail.test_both_parts_weigh_the_same,
     ),
 )
