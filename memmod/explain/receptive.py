@@ -34,7 +34,8 @@ class Boxes:
     def __init__(self, wf: ModulatedModel, memories: Iterable[str], seed: int = 0) -> None:
         shape = wf.input_shape
         self.size: tuple[int, int] = tuple(shape[-2:])
-        self.places: dict[str, Place] = {name: places(wf, shape)[name][0] for name in dict.fromkeys(memories)}
+        where = places(wf, shape)
+        self.places: dict[str, Place] = {name: where[name][0] for name in memories}
         self.margins = _margins(wf, self.places, shape, seed)
 
     def of(self, memory: str, cell: int) -> tuple[int, int, int, int] | None:

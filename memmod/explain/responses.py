@@ -72,6 +72,8 @@ def exciting(
 ) -> list[Exciting]:
     """The `top` images of a split that excite each unit most, from one pass with nothing selected.
 
+    Of a layer that the network calls several times, the first call counts.
+
     Raises:
         SelectionError: an unknown unit, a number below 1.
         ModelError: layers that cannot be watched.
@@ -94,18 +96,18 @@ def _highest(wf: ModulatedModel, x: Tensor, units: Sequence[Unit], boxes: Boxes)
     """Each unit's highest output ``[U, B]``, and the cell it is in, -1 for none."""
     values = torch.full((len(units), len(x)), -torch.inf)
     cells = torch.full((len(units), len(x)), -1)
+    left = {memory for memory, _ in units}
 
     def see(tensor: GatedTensor) -> None:
-        own = [u for u, (memory, _) in enumerate(units) if memory == tensor.memory]
-        if not own:
+        if tensor.memory not in left:
             return
+        left.remove(tensor.memory)
+        own = [u for u, (memory, _) in enumerate(units) if memory == tensor.memory]
         by_position = tensor.open.movedim(tensor.dim, -1).reshape(len(x), -1, tensor.open.shape[tensor.dim])
         numbers = torch.tensor([units[u][1] for u in own], device=by_position.device)
         highest, position = by_position[:, :, numbers].max(1)
-        highest, cell = highest.t().float().cpu(), boxes.places[tensor.memory].cells[position.t().cpu()]
-        higher = highest > values[own]
-        values[own] = torch.where(higher, highest, values[own])
-        cells[own] = torch.where(higher, cell, cells[own])
+        values[own] = highest.t().float().cpu()
+        cells[own] = boxes.places[tensor.memory].cells[position.t().cpu()]
 
     ones = {name: gate.new_ones(len(x), gate.shape[1]) for name, gate in wf.gates().items()}
     with gates_at(wf, ones, see):
