@@ -1,4 +1,8 @@
-"""Pixel flipping as quantus (arXiv 2202.06861) does it: the same probabilities in the same order."""
+"""Pixel flipping as quantus (arXiv 2202.06861) does it: the same probabilities in the same order.
+
+quantus is no requirement of the tests: it brings OpenCV with its windows, which a machine without a screen often cannot
+load. With `pip install --no-deps quantus`, opencv-python-headless, pandas, scikit-image and cachetools this runs.
+"""
 
 from __future__ import annotations
 
