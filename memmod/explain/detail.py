@@ -14,7 +14,7 @@ from memmod.explain.targets import logit
 from memmod.model import ModulatedModel
 
 # Of the image's side: the standard deviation of the smoothing of the gates' part. Chosen, as the equal weights of both
-# parts, on training images that no figure in docs/faithfulness.md was taken from.
+# parts, on training images (docs/faithfulness.md).
 SMOOTHING = 0.05
 STEPS = 16
 
