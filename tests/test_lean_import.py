@@ -12,7 +12,7 @@ import memmod
 from memmod.ops.backends.cpu import extension
 
 ROOT = Path(memmod.__file__).resolve().parent.parent
-HEAVY = ("triton", "timm", "sklearn", "torchvision", "transformers", "typer", "rich", "jinja2", "msgspec")
+HEAVY = ("triton", "timm", "sklearn", "torchvision", "transformers", "typer", "rich", "jinja2", "msgspec", "vl_convert")
 PROGRAM = f"""
 import sys, torch
 before = set(sys.modules)

@@ -27,7 +27,7 @@ def outside(audit: Audit, number: int) -> Chart | None:
         for row in worse
     ]
     kinds, colours = ["original", "memmod"], [variable("before"), variable("forget")]
-    names = {"ticks": False, "domain": False, "labelColor": variable("text")}
+    names = {"ticks": False, "domain": False, "labelPadding": 8, "labelColor": variable("text")}
     spec = {
         "data": rows(values),
         "height": height(len(values), 20),
@@ -41,7 +41,7 @@ def outside(audit: Audit, number: int) -> Chart | None:
                         "field": "low",
                         "type": "quantitative",
                         "scale": {"domain": [0, 1]},
-                        "axis": {"title": "the bar is where retrained networks lie"},
+                        "axis": {"title": "bar: retrained networks"},
                     },
                     "x2": {"field": "high"},
                 },
