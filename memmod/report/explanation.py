@@ -105,6 +105,18 @@ class UnitShare(msgspec.Struct, frozen=True):
     share: Figure
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """What forgetting takes from a class's logit, over some of its test images: `drop`, the mean, and shares of it."""
+
+    images: Count
+    drop: Figure
+    before: Figure = None
+    unplaced: Figure = None
+    stages: list[LayerShare] = []
+    layers: list[LayerShare] = []
+    units: list[UnitShare] = []
+
+
 class Image(msgspec.Struct, frozen=True):
     """One test image under one selection: what was predicted, and where the class's logit was lost."""
 
@@ -217,6 +229,7 @@ class Explanation(msgspec.Struct, frozen=True):
     versions: dict[str, Any]
     atlas: Atlas | None = None
     flows: Flows | None = None
+    taken: list[Taken | None] | None = None
     images: list[Image] | None = None
     responses: list[Response] | None = None
     recount: Recount | None = None
@@ -230,6 +243,8 @@ class Explanation(msgspec.Struct, frozen=True):
             _check_atlas(self.atlas, classes)
         if self.flows is not None:
             _check_flows(self.flows, classes)
+        if self.taken is not None:
+            _check_length("taken", self.taken, classes)
         named = [c for image in self.images or [] for c in (image.label, image.before, image.after, *image.forgotten)]
         named += [response.class_ for response in self.responses or []]
         named += [told.class_ for told in (self.recount.classes if self.recount else [])]

@@ -9,14 +9,17 @@ from typing import Any
 
 import msgspec
 
+from memmod.report import words
 from memmod.report.cards import Scorecard
 from memmod.report.data import Run
-from memmod.report.explanation import Atlas, Explanation, Flows, Image, Response, Row
+from memmod.report.explanation import Atlas, Explanation, Flows, Image, Response, Row, Taken
 from memmod.report.figures import MANY
 
 # Of a row of predictions, what many classes leave room for; and of a class's likenesses.
 LARGEST = 12
 NEAREST = 8
+# Of an image's layers, those with the largest shares.
+LAYERS = 3
 # Bytes of pictures in a page: with everything else it stays below 5 MB.
 PICTURES = 3_000_000
 # Characters that end a script element, or a line of JavaScript, inside of JSON's strings.
@@ -78,6 +81,7 @@ def _explained(told: Explanation) -> dict[str, Any]:
     return {
         "flows": None if told.flows is None else _flows(told.flows, many),
         "atlas": None if told.atlas is None else _atlas(told.atlas),
+        "taken": None if told.taken is None else [None if own is None else _named(own) for own in told.taken],
         "images": images,
         "responses": responses,
         "leftOut": left_out,
@@ -111,9 +115,11 @@ def _atlas(atlas: Atlas) -> dict[str, Any]:
         "threshold": atlas.threshold,
         "units": atlas.units,
         "closed": atlas.closed,
-        "layers": [msgspec.to_builtins(layer) for layer in atlas.layers],
+        "layers": [
+            {"name": words.layer(layer.name), "units": layer.units, "closed": layer.closed} for layer in atlas.layers
+        ],
         "specific": [
-            [[unit.layer, unit.unit, _short(unit.specificity), _short(unit.gate)] for unit in units]
+            [[words.layer(unit.layer), unit.unit, _short(unit.specificity), _short(unit.gate)] for unit in units]
             for units in atlas.specific
         ],
         "nearest": None if atlas.jaccard is None else [_nearest(c, row) for c, row in enumerate(atlas.jaccard)],
@@ -146,10 +152,26 @@ def _within(
         kept.add(place)
     shown = [item for place, (_, _, item) in enumerate(sized) if place in kept]
     return (
-        None if images is None else [msgspec.to_builtins(item) for item in shown if isinstance(item, Image)],
-        None if responses is None else [msgspec.to_builtins(item) for item in shown if isinstance(item, Response)],
+        None if images is None else [_named(item) for item in shown if isinstance(item, Image)],
+        None if responses is None else [_named(item) for item in shown if isinstance(item, Response)],
         len(sized) - len(shown),
     )
+
+
+def _named(item: Taken | Image | Response) -> dict[str, Any]:
+    """What the page shows of it as JSON values, with layers by their names."""
+    found = msgspec.to_builtins(item)
+    if isinstance(item, Image):
+        found["layers"] = sorted(found["layers"], key=lambda layer: -(layer["share"] or 0))[:LAYERS]
+        del found["units"]
+    elif isinstance(item, Taken) and item.stages:
+        found["layers"] = []
+    for part in (found, *found.get("units", ())):
+        if "layer" in part:
+            part["layer"] = words.layer(part["layer"])
+    for part in found.get("layers", ()):
+        part["name"] = words.layer(part["name"])
+    return found
 
 
 def _bytes(item: Image | Response) -> int:

@@ -26,6 +26,11 @@ def figure(value: float | None, digits: int = 3) -> str:
     return NOTHING if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def layer(name: str) -> str:
+    """A layer by the name of its memory: blocks.2.conv1.memory is that of blocks.2.conv1."""
+    return name.removesuffix(".memory")
+
+
 def setting(value: Any) -> str:
     """A JSON value as settings are read: text as it is, lists separated by commas."""
     if isinstance(value, str):

@@ -29,7 +29,7 @@ def explanation(
     generator, classes = np.random.default_rng(seed), len(class_names)
     gates = generator.random((layers, classes, units)) ** np.linspace(0.3, 1.2, layers)[:, None, None]
     closed = gates < 0.3
-    names = [f"blocks.{layer // 2}.conv{layer % 2 + 1}" for layer in range(layers)]
+    names = [f"blocks.{layer // 2}.conv{layer % 2 + 1}.memory" for layer in range(layers)]
     before = _shares(generator, classes, 0.9)
     after = _shares(generator, classes, 0.0)
     if without_images is not None:
@@ -50,6 +50,7 @@ def explanation(
             if classes > 2
             else [],
         },
+        "taken": [_taken(generator, names) for _ in range(classes)],
         "images": [_image(generator, c, k, classes, names, shape) for c in range(classes) for k in range(images)],
         "responses": [_response(generator, c, names, shape) for c in range(min(classes, 10))],
         "recount": {
@@ -161,6 +162,20 @@ def _image(
         "unplaced": 0.04,
         "layers": [{"name": name, "share": float(part)} for name, part in zip(names, parts, strict=True)],
         "units": [{"layer": names[0], "unit": 3, "share": 0.2}],
+    }
+
+
+def _taken(generator: np.random.Generator, names: list[str]) -> dict[str, Any]:
+    parts = generator.dirichlet(np.ones(len(names)))
+    shares = [{"name": name, "share": float(part)} for name, part in zip(names, parts, strict=True)]
+    return {
+        "images": 100,
+        "before": 3.5,
+        "drop": 6.5,
+        "unplaced": 0.0,
+        "stages": [{"name": "blocks", "share": 1.0}],
+        "layers": shares,
+        "units": [{"layer": names[0], "unit": 5, "share": 0.25}],
     }
 
 

@@ -70,6 +70,10 @@ def test_a_click_shows_the_figures_of_the_files(browser, tmp_path: Path):
                 assert found.get(name, [percent(0)] * len(expected)) == expected
             units = cells(shown, f"Units that {names[c]} closes")
             assert list(units.values())[0][0] == str(told.atlas.specific[c][-1].unit)
+            taken = cells(shown, f"Units that the logit of {names[c]} is taken by")
+            assert taken == {"blocks.0.conv1, unit 5": ["25\u00a0%"]} and "6.5 points" in shown.text(
+                '[data-part="taken"]'
+            )
             assert shown.text('[data-part="recount"] .body') == told.recount.classes[c].sentences[0].text
             assert shown.page.locator('[data-part="images"] .gallery figure').count() == 4
             assert shown.page.locator('[data-part="responses"] .box').count() == 2

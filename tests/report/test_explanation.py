@@ -12,7 +12,7 @@ from memmod.report.explanation import read_explanation
 from tests.report.explanations import explanation
 
 NAMES = ["cat", "dog", "eel"]
-PARTS = ("atlas", "flows", "images", "responses", "recount", "faithfulness")
+PARTS = ("atlas", "flows", "taken", "images", "responses", "recount", "faithfulness")
 
 
 def _written(path, value):
@@ -58,7 +58,7 @@ def _change(value, path, new):
         (("class_names",), ["cat"], "not 1"),
         (("atlas", "closed"), [1, 2], r"atlas\.closed holds 2 entries, not 3"),
         (("atlas", "closed_by"), [1, 2, 3], r"atlas\.closed_by holds 3 entries, not 4"),
-        (("atlas", "layers", 0, "closed"), [1], "closed of the layer 'blocks.0.conv1' holds 1 entries"),
+        (("atlas", "layers", 0, "closed"), [1], "closed of the layer 'blocks.0.conv1.memory' holds 1 entries"),
         (("atlas", "units"), -1, ">= 0"),
         (("atlas", "jaccard", 1), [1.0], "a row of atlas.jaccard holds 1 entries"),
         (("atlas", "order"), [0, 0, 1], "does not name each of 3 classes once"),
@@ -67,6 +67,7 @@ def _change(value, path, new):
         (("flows", "retrained"), {"7": [0, 0, 0]}, r"flows\.retrained name the class 7, of 3"),
         (("flows", "retrained"), {"x": [0, 0, 0]}, r"flows\.retrained name the class -1"),
         (("flows", "sets", 0, "classes"), [5], r"flows\.sets\[0\] name the class 5"),
+        (("taken",), [], "taken holds 0 entries, not 3"),
         (("images", 0, "after"), 3, "name the class 3, of 3"),
         (("images", 0, "picture"), "https://example.org/x.png", "regex"),
         (("images", 0, "map"), "data:image/svg+xml;base64,AAAA", "regex"),

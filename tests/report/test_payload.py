@@ -48,6 +48,10 @@ def test_rows_of_predictions_are_whole_for_few_classes():
     assert flows["sets"][0]["classes"] == [0, 1] and set(flows["sets"][0]["after"]) == {"0", "1"}
 
 
+def test_layers_are_called_by_their_names():
+    assert ".memory" not in json.dumps(payload(run()) | {"charts": None})
+
+
 def test_a_class_without_images_has_no_row():
     names = ("cat", "dog", "eel")
     flows = payload(run(names, explanation=explained(names, without_images=1)))["flows"]

@@ -152,6 +152,12 @@ def test_an_erased_run_has_a_page_with_what_is_there(tmp_path):
         "model": "resnet",
         "forget": [1],
         "threshold": 0.3,
+        "budget": 0.2,
+        "lr": 0.01,
+        "batch_size": 64,
+        "weight_decay": 0.01,
+        "reset": ["fc"],
+        "seed": 0,
     }
     run = RunFolder.start(tmp_path / "run", "erase", settings)
     assert "holds no accuracies" in Parsed(report_run(run.path).page.read_text(encoding="utf-8")).text

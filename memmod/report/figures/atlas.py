@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memmod.report import words
 from memmod.report.explanation import Atlas
 from memmod.report.figures.chart import MANY, Chart, by_rows, height, percent_axis, rows
 from memmod.report.figures.heat import heat
@@ -20,11 +21,15 @@ def layers(atlas: Atlas, class_names: Sequence[str]) -> Chart:
         f"Share of each layer's units whose gate is below {atlas.threshold:g}, class by class: "
         f"{min(atlas.closed)} to {max(atlas.closed)} of {atlas.units} units in all."
     )
-    names = [layer.name for layer in atlas.layers]
+    names = [words.layer(layer.name) for layer in atlas.layers]
     if len(class_names) > MANY:
         return Chart("atlas", title, description, _ranges(atlas))
     values = [
-        {"row": layer.name, "column": class_names[c], "value": closed / layer.units if layer.units else None}
+        {
+            "row": words.layer(layer.name),
+            "column": class_names[c],
+            "value": closed / layer.units if layer.units else None,
+        }
         for layer in atlas.layers
         for c, closed in enumerate(layer.closed)
     ]
@@ -38,7 +43,7 @@ def _ranges(atlas: Atlas) -> dict:
         shares = sorted(closed / layer.units for closed in layer.closed) if layer.units else [0.0]
         low, middle, high = (shares[round(part * (len(shares) - 1))] for part in (0.25, 0.5, 0.75))
         ends = {"least": shares[0], "most": shares[-1], "low": low, "high": high, "middle": middle}
-        values.append({"layer": layer.name, **ends})
+        values.append({"layer": words.layer(layer.name), **ends})
     x = {"type": "quantitative", "scale": {"domain": [0, 1]}}
     return {
         "data": rows(values),

@@ -23,7 +23,7 @@ function fixed(value, digits) {
 }
 
 function percent(value, digits = 1) {
-  return value == null ? NOTHING : `${fixed(100 * value, digits)}\u00a0%`;
+  return value == null ? NOTHING : `${fixed(100 * value, digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−")}\u00a0%`;
 }
 
 function signed(value, digits) {

@@ -29,13 +29,11 @@ function imageFigure(selection, image) {
     image.map ? el("img", { class: "overlay", src: image.map, alt: "" }) : null);
   const lines = [el("span", { class: "verdict" }, `${data.names[image.before]} → ${data.names[image.after]}`)];
   if (image.logit_before != null && image.logit_after != null) {
-    const unplaced = image.unplaced == null ? "" : `, ${percent(image.unplaced, 0)} of it not placed`;
+    const share = image.unplaced ?? 0;
+    const unplaced = Math.abs(share) < 0.005 ? "" : `, ${percent(share, 0)} of it not placed`;
     lines.push(el("span", {}, `logit ${figure(image.logit_before, 1)} → ${figure(image.logit_after, 1)}${unplaced}`));
   }
-  if (image.layers.length) {
-    const shares = [...image.layers].sort((a, b) => (b.share ?? 0) - (a.share ?? 0)).slice(0, 3);
-    lines.push(...shares.map(({ name, share }) => el("span", { class: "share" }, el("span", {}, name), percent(share, 0))));
-  }
+  lines.push(...image.layers.map(({ name, share }) => el("span", { class: "share" }, el("span", {}, name), percent(share, 0))));
   const told = data.recount?.images.find((entry) => entry.image === image.image);
   return el("figure", {}, frame, el("figcaption", {},
     el("span", { class: "number-of" }, `${label}, image ${image.image}`), lines,

@@ -29,14 +29,17 @@ class Selection {
     const { data } = this;
     this.classes = [...classes].sort((a, b) => a - b);
     this.names = listed(this.classes.map((c) => this.name(c)));
-    this.explain = ["memmod explain", quoted(data.folder)];
+    const together = classes.length > 1 ? ["--set", quoted(this.classes.join(","))] : [];
+    this.explain = ["memmod explain", quoted(data.folder), ...together];
     this.showResult();
     if (!data.explained) {
-      for (const name of ["recount", "layers", "units", "images", "responses"]) this.fill(name);
-      this.fill("flow", missing(data.fixed ? "What its images are taken for now has not been recorded yet."
-        : "What its images are taken for, how many units it closes in each layer, and where single images lose it: not looked at yet.", ...this.explain));
+      for (const name of ["recount", "layers", "taken", "units", "images", "responses"]) this.fill(name);
+      // what was erased for good has no memory that could be explained
+      if (data.fixed) this.fill("flow");
+      else this.fill("flow", missing("What its images are taken for, how many units it closes in each layer, and where single images lose it: not looked at yet.", ...this.explain));
       return;
     }
+    this.showTaken();
     this.showUnits();
     this.showRecount();
     showImages(this);
@@ -165,6 +168,17 @@ class Selection {
     this.fill("units", table(["layer", "unit", "specificity", "gate"],
       units.slice(0, LISTED).map(([layer, unit, specificity, gate]) => [layer, `${unit}`, figure(specificity), figure(gate)]),
       `Units that ${this.names} closes${this.suffix}`));
+  }
+
+  showTaken() {
+    const { data, classes } = this;
+    const found = classes.length === 1 ? data.taken?.[classes[0]] : null;
+    if (!found) return void this.fill("taken");
+    const parts = (found.stages.length ? found.stages : found.layers).map(({ name, share }) => [name, percent(share, 0)]);
+    const units = found.units.slice(0, LISTED).map(({ layer, unit, share }) => [`${layer}, unit ${unit}`, percent(share, 0)]);
+    this.fill("taken", el("p", {}, `Of ${figure(found.drop, 1)} points of logit that forgetting takes from its images (mean of ${counted(found.images)}):`),
+      table(["part of the network", "share"], parts, `Parts that the logit of ${this.names} is taken in${this.suffix}`),
+      ...(units.length ? [table(["largest single units", "share"], units, `Units that the logit of ${this.names} is taken by${this.suffix}`)] : []));
   }
 
   showRecount() {
