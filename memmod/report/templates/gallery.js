@@ -18,7 +18,7 @@ function showImages(selection) {
     el("input", { type: "checkbox", checked: true, onchange: (event) => gallery.classList.toggle("bare", !event.target.checked) }), " show maps");
   const left = data.leftOut ? missing(`${data.leftOut} images of this run are left out of this page, which would be too large: explanation.json holds them.`) : null;
   selection.fill("images",
-    el("p", {}, "Ink marks the pixels through which the closed gates took the class’s logit away."), toggle, gallery, ...(left ? [left] : []));
+    el("p", {}, "Colour marks the pixels through which forgetting changes the class’s logit: red where they held it up, and it is taken; blue where they held it down."), toggle, gallery, ...(left ? [left] : []));
 }
 
 function imageFigure(selection, image) {
