@@ -128,9 +128,7 @@ def _captum() -> ModuleType:
     try:
         import captum.attr
     except ImportError as error:
-        raise RunError(
-            f'this map is made by captum, which cannot be imported ({error}): pip install "memmod-torch[explain]"'
-        ) from error
+        raise RunError(f"this map is made by captum, which cannot be imported ({error}): pip install captum") from error
     return captum.attr
 
 

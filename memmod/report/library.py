@@ -14,7 +14,7 @@ def _vl_convert() -> Any:
     except ImportError as error:
         raise RunError(
             f"the charts of a report need vl-convert-python, which cannot be imported ({error}): "
-            'pip install "memmod-torch[report]"'
+            "pip install vl-convert-python"
         ) from None
     return vl_convert
 

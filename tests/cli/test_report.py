@@ -58,7 +58,7 @@ def test_errors_are_one_message(runs, tmp_path, monkeypatch):
     assert "there is no run folder" in fail("report", tmp_path / "nothing")
     library.bundle.cache_clear()
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    assert 'pip install "memmod-torch[report]"' in fail("report", runs / "base")
+    assert "pip install vl-convert-python" in fail("report", runs / "base")
 
 
 def test_help_has_examples():

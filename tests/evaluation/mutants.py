@@ -370,7 +370,11 @@ PLANTS = (
         test_metrics.test_js_of_opposite_distributions_is_the_largest_there_is,
     ),
     Plant(
-        "one side of JS", "metrics.divergence", "(_kl(p, m) + _kl(q, m)) / 2", "_kl(p, m)", test_metrics.test_js_by_hand
+        "one side of JS",
+        "evaluation.metrics.divergence",
+        "(_kl(p, m) + _kl(q, m)) / 2",
+        "_kl(p, m)",
+        test_metrics.test_js_by_hand,
     ),
     Plant(
         "the mean of distances for the distance of means",

@@ -155,7 +155,7 @@ def test_random_maps_are_drawn_by_seed_and_image() -> None:
 def test_without_captum_its_maps_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(RunError, match=r'pip install "memmod-torch\[explain\]"'):
+    with pytest.raises(RunError, match="pip install captum"):
         MAPS["occlusion"](small(), X, CLASSES)
 
 
