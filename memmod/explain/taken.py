@@ -40,7 +40,7 @@ class Taken:
         images: how many.
         before: the target's mean with nothing forgotten.
         drop: the mean that is taken.
-        residual: the largest share of its drop by which an image's parts miss it.
+        residual: the most by which an image's parts miss its drop, as a share of the mean size of the drops.
         unplaced: the share that belongs to no place in the image.
         stages, layers: shares of the drop, in the network's order; they sum to 1.
         units: the largest shares, from the largest on.
@@ -85,7 +85,7 @@ def taken(found: Attribution, rows: Tensor, stages: Mapping[str, str], units: in
         len(rows),
         float(found.before[rows].mean()),
         float(drop.mean()),
-        float((found.residual[rows] / drop).abs().max()),
+        float(found.residual[rows].abs().max() / drop.abs().mean()),
         float(found.unplaced[rows].sum() / total),
         tuple(of_stages),
         tuple(layers),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memmod.data import Dataset
+from memmod.data.splits import at_most
 from memmod.errors import RunError, SelectionError
 from memmod.evaluation.features import feature_points
 from memmod.explain.atlas import CLOSED, MOST_PAIRS, Atlas, atlas
@@ -19,7 +20,9 @@ from memmod.explain.confusions import agreement
 from memmod.explain.flows import Flows, flows, predictions_of
 from memmod.explain.pictures import overlay, picture
 from memmod.explain.recount import recount_class, recount_image
+from memmod.explain.responses import deciding, exciting
 from memmod.explain.taken import stages_of, taken
+from memmod.model import ModulatedModel
 from memmod.runs.folder import EXPLANATION, versions, write_json
 from memmod.runs.oracles import finished
 from memmod.runs.restore import Unlearned
@@ -28,6 +31,8 @@ VERSION = 1
 # Of more classes than this so many are drawn, unless they are named.
 MOST_CLASSES, DRAWN_CLASSES = 50, 20
 UNITS = 5
+# Images of each kind that a unit responds to.
+SHOWN = 6
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,8 @@ class ExplainOptions:
         sets: classes that are also forgotten together.
         mean_of: test images of each class whose attributions are summed.
         images: of them, those shown with their maps.
+        units: of each class's most specific units, those whose responses are shown.
+        looked_at: test images among which those that excite a unit are looked for.
         threshold: gates below it count as closed.
         steps: points of each attribution's integral.
         seed: of the images and classes that are drawn.
@@ -48,6 +55,8 @@ class ExplainOptions:
     sets: tuple[tuple[int, ...], ...] = ()
     mean_of: int = 100
     images: int = 4
+    units: int = 1
+    looked_at: int = 500
     threshold: float = CLOSED
     steps: int = STEPS
     seed: int = 0
@@ -58,6 +67,8 @@ class ExplainOptions:
                 f"mean_of is {self.mean_of} and images {self.images}; at least 1 image of each class is taken apart, "
                 "and no more can be shown"
             )
+        if self.units < 0 or self.looked_at < 1:
+            raise RunError(f"units is {self.units} and looked_at {self.looked_at}; they must be at least 0 and 1")
         for each in self.sets:
             if len(set(each)) < 2:
                 raise SelectionError(
@@ -140,6 +151,7 @@ def explain_run(
         "flows": _flows(where, unlearned, dataset) if len(names) <= MOST_PAIRS else None,
         "taken": found,
         "images": images,
+        "responses": _responses(wf, dataset, drawn, classes, options),
     }
     explanation["recount"] = {
         "classes": [
@@ -182,7 +194,7 @@ def _images_of(labels: Tensor, c: int, options: ExplainOptions) -> Tensor:
 
 
 def _samples(
-    wf: Any,
+    wf: ModulatedModel,
     dataset: Dataset,
     parts: Attribution,
     rows: Tensor,
@@ -220,6 +232,40 @@ def _samples(
             }
         )
     return samples
+
+
+def _responses(
+    wf: ModulatedModel, dataset: Dataset, drawn: Atlas, classes: Sequence[int], options: ExplainOptions
+) -> list[dict[str, Any]]:
+    """What the most specific units of each class respond to, among some test images of all classes."""
+    owners = [(c, unit) for c in classes for unit in drawn.specific[c][: options.units]]
+    if not owners:
+        return []
+    looked_at = at_most(dataset.test.labels, options.looked_at, options.seed)
+    split = dataset.test.subset(looked_at)
+    units = [(unit.layer, unit.unit) for _, unit in owners]
+    excited = exciting(wf, split, units, SHOWN)
+    decided = [deciding(wf, split, [unit], c, SHOWN)[0] for (c, _), unit in zip(owners, units, strict=True)]
+
+    def shown(image: int) -> dict[str, Any]:
+        number = looked_at[image : image + 1]
+        return {"image": int(number), "picture": picture(dataset.test.pixels(number)[0])}
+
+    return [
+        {
+            "layer": unit.layer,
+            "unit": unit.unit,
+            "class": c,
+            "exciting": [
+                shown(image) | {"box": None if box is None else list(box), "value": value}
+                for image, value, box in zip(most.images, most.values, most.boxes, strict=True)
+            ],
+            "closing": [
+                shown(image) | {"change": -drop} for image, drop in zip(least.images, least.drops, strict=True)
+            ],
+        }
+        for (c, unit), most, least in zip(owners, excited, decided, strict=True)
+    ]
 
 
 def _atlas(drawn: Atlas, gates: dict[str, np.ndarray], where: Flows, dataset: Dataset) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_explanation_is_told_and_written(runs: Path) -> None:
-    output = succeed("explain", runs / "unlearned", "--mean-of", 6, "--images", 2, "--set", "3,8")
+    output = succeed("explain", runs / "unlearned", "--mean-of", 6, "--images", 2, "--set", "3,8", "--threshold", 0.9)
     found = json.loads((runs / "unlearned/explanation.json").read_text())
     assert len(found["taken"]) == 10 and len(found["images"]) == 20
     assert [each["classes"] for each in found["flows"]["sets"]] == [[3, 8]]
@@ -35,6 +35,14 @@ def test_the_explanation_is_told_and_written(runs: Path) -> None:
     for own in found["images"]:
         assert own["drop"] == pytest.approx(own["logit_before"] - own["logit_after"], abs=1e-6)
         assert own["picture"].startswith("data:image/png") and own["map"].startswith("data:image/png")
+    responses = found["responses"]
+    assert {own["class"] for own in responses} <= set(range(10)) and responses
+    for own in responses:
+        first = found["atlas"]["specific"][own["class"]][0]
+        assert (own["layer"], own["unit"]) == (first["layer"], first["unit"])
+        values = [shown["value"] for shown in own["exciting"]]
+        assert values == sorted(values, reverse=True) and len(own["closing"]) == 6
+        assert abs(own["closing"][0]["change"]) >= abs(own["closing"][-1]["change"])
     sentences = [s for kind in ("classes", "images") for own in found["recount"][kind] for s in own["sentences"]]
     values = [value for sentence in sentences for value in sentence["values"]]
     assert len(values) > 60

@@ -69,6 +69,7 @@ def test_shares_are_of_the_sum_and_add_up() -> None:
     stages = stages_of(list(found.units), ("stem", "down"))
     assert stages == {"stem.0.memory": "stem", "down.memory": "down", "mix.memory": "mix", "neck.memory": "neck"}
     own = taken(found, torch.tensor([1, 3]), stages, units=3)
+    assert own.residual == pytest.approx((found.residual[[1, 3]].abs().max() / found.drop[[1, 3]].abs().mean()).item())
     assert own.images == 2 and own.drop == pytest.approx(found.drop[[1, 3]].mean().item())
     assert sum(layer.share for layer in own.layers) == pytest.approx(1)
     assert [stage.name for stage in own.stages] == ["stem", "down", "mix", "neck"]
