@@ -461,9 +461,17 @@ def modulate(
             a mapping between names and numbers, either way round.
 
     Raises:
-        ModelError: no layer can be gated; the model cannot be copied, or is TorchScript; the example is rejected or too
-            small; the logits are uncertain; `num_classes` or `class_names` disagrees with the head.
+        ModelError: no layer can be gated; the model is or holds a ModulatedModel, cannot be copied, or is TorchScript;
+            the example is rejected or too small; the logits are uncertain; `num_classes` or `class_names` disagrees
+            with the head.
     """
+    if isinstance(model, nn.Module):
+        for name, module in model.named_modules():
+            if isinstance(module, ModulatedModel):
+                raise ModelError(
+                    f"{name or 'the model'} is a ModulatedModel, whose selections would not be those of the new one: "
+                    "modulate the base, which its unload() returns"
+                )
     return _modulated(modify(model, num_classes, example_input, config), class_names)
 
 

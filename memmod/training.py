@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -195,7 +196,7 @@ def fit(
     """
     path = None if checkpoint is None else Path(checkpoint)
     device = _device(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _in_training_layout(model):
         training = _Training(model, dataset, config or TrainConfig(), steps)
         if path is not None and resume and path.exists():
             training.restore(Checkpoint.load(path), path)
@@ -204,11 +205,26 @@ def fit(
     return sum(training.losses) / len(training.losses)
 
 
+@contextmanager
+def _in_training_layout(model: nn.Module) -> Iterator[None]:
+    """A scope in which the weights are in `LAYOUT`; if they were contiguous, and then are again."""
+    tensors = [*model.parameters(), *model.buffers()]
+    # The layout is one of images: weights of volumes have five dimensions.
+    converts = all(tensor.is_contiguous() and tensor.dim() < 5 for tensor in tensors)
+    if converts:
+        model.to(memory_format=LAYOUT)
+    try:
+        yield
+    finally:
+        if converts:
+            model.to(memory_format=torch.contiguous_format)
+
+
 class _Training:
     """The state of a training: what a checkpoint holds, and what is made from the settings again."""
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, steps: int | None = None) -> None:
-        self.model, self.dataset, self.config = model.to(memory_format=LAYOUT), dataset, config
+        self.model, self.dataset, self.config = model, dataset, config
         self.device = _device(model)
         self.per_epoch = len(batches_of(torch.arange(len(dataset.train)), config.batch_size))
         self.steps = config.epochs * self.per_epoch if steps is None else steps

@@ -353,3 +353,12 @@ def test_classes_that_unlearning_would_refuse_are_named_at_once() -> None:
     without = replace(data, test=data.test.subset((data.test.labels != 3).nonzero().flatten()))
     with pytest.raises(DataError, match=r"test split of digits has no images of class 3 \('3'\)"):
         check_before_training(model, without)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_keep_their_layout(layout) -> None:
+    data = load_data("digits")
+    network = create_model("resnet", data.num_classes, data.input_shape).to(memory_format=layout)
+    fit(network, data, TrainConfig(epochs=1, batch_size=64), steps=2)
+    weights = [parameter for parameter in network.parameters() if parameter.dim() == 4]
+    assert weights and all(weight.is_contiguous(memory_format=layout) for weight in weights)

@@ -11,7 +11,6 @@ from torch import nn
 
 from memmod.errors import ModelError
 from memmod.files.state_hash import state_sha256
-from memmod.nn.modulated import Modulated
 from memmod.outputs import logits_of
 from memmod.surgery.attention import open_attention
 from memmod.surgery.base_copy import base_copy
@@ -71,7 +70,6 @@ def modify(
         ModelError: as `memmod.modulate`.
     """
     config = config or ModulateConfig()
-    _check_memories(model)
     base = base_copy(model)
     example = default_example(base) if example_input is None else Example.of(example_input)
     trainable = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
@@ -96,16 +94,6 @@ def modify(
     protect_outputs(surgery, gated, example)
     record = (tuple(surgery.rows), tuple(surgery.originals), tuple(surgery.attributes))
     return surgery.model, Changes(num_classes, config, base_sha256, example.shape, *record, trainable)
-
-
-def _check_memories(model: nn.Module) -> None:
-    """Raise ModelError where a layer carries a memory already: no selection of the new model would reach it."""
-    for name, module in model.named_modules():
-        if isinstance(module, Modulated) and module.memories():
-            raise ModelError(
-                f"{name or 'the model'} ({type(module).__name__}) carries a memory already: modulate the base, which "
-                "wf.unload() returns, or an ordinary layer in its place"
-            )
 
 
 def _check_draws(

@@ -158,7 +158,7 @@ def test_page_is_written_over_an_older_one(tmp_path):
 def test_without_the_library_the_error_says_how_to_install_it(monkeypatch):
     library.bundle.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
-    with pytest.raises(RunError, match=r'pip install "memmod-torch\[report\]"'):
+    with pytest.raises(RunError, match="pip install vl-convert-python"):
         page(run())
 
 

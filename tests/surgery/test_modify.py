@@ -362,16 +362,8 @@ def test_every_stored_field_of_a_config_is_checked() -> None:
         ModulateConfig.from_dict(stored | {"init": 1e300})
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda: modulate(
-            nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4)), example_input=torch.randn(2, 12)
-        ),
-        lambda: nn.Sequential(nn.Flatten(), ModulatedLinear(12, 8, num_classes=4), nn.Linear(8, 4)),
-    ],
-    ids=["a modulated model", "a layer of one's own"],
-)
-def test_what_carries_memories_is_not_modulated_again(made) -> None:
-    with pytest.raises(ModelError, match="carries a memory already: modulate the base"):
-        modulate(made(), example_input=torch.randn(2, 12))
+@pytest.mark.parametrize("wrap", [lambda wf: wf, lambda wf: nn.Sequential(wf, nn.Identity())], ids=["itself", "inside"])
+def test_a_modulated_model_is_not_modulated_again(wrap) -> None:
+    wf = modulate(nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4)), example_input=torch.randn(2, 12))
+    with pytest.raises(ModelError, match="is a ModulatedModel.*modulate the base"):
+        modulate(wrap(wf), example_input=torch.randn(2, 12))
