@@ -24,7 +24,6 @@ TABLE = (
     ("probes", "knn/recall/penultimate", "original", 0.03),
     ("probes", "knn/recall/penultimate", "masked", 0.03),
     ("prototype", "acc_forget/1", "original", 0.06),
-    # An oracle has .89 and the baked network .93 to .95, by processor: 3 images of 87 and more.
     ("prototype", "acc_forget/1", "baked", 0.02),
     ("batchnorm", "acc_forget/retained", "original", 0.5),
     ("batchnorm of the base", "acc_forget/retained", "baked", 0.2),
