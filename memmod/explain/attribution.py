@@ -123,7 +123,8 @@ def attribute(
         SelectionError: nothing selected, classes that are uncertain or out of range, an unknown target.
         ModelError: compiled layers, or weights that the network reads without calling their layer.
     """
-    function, index, classes = target_of(target), _index(wf, x, forget), _classes(wf, x, forget, classes)
+    function, index = target_of(target), _index(wf, x, forget)
+    classes = _classes(wf, x, index, classes)
     if steps < 1 or batch_size < 1 or not strength > 0:
         raise SelectionError(
             f"steps is {steps}, batch_size {batch_size} and strength {strength}; steps and batch_size must be at least "
@@ -224,9 +225,8 @@ def _index(wf: ModulatedModel, x: Tensor, forget: Forget) -> Tensor:
     return index
 
 
-def _classes(wf: ModulatedModel, x: Tensor, forget: Forget, classes: Tensor | Sequence[int] | int | None) -> Tensor:
+def _classes(wf: ModulatedModel, x: Tensor, index: Tensor, classes: Tensor | Sequence[int] | int | None) -> Tensor:
     if classes is None:
-        index = _index(wf, x, forget)
         single = index if index.dim() == 1 else index[:, 0]
         if (index.dim() == 2 and index.shape[1] > 1) or bool((single < 0).any()):
             raise SelectionError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from memmod.explain.gate_path import UNITS, gated_layers, memory_name, unit_dim
+from memmod.explain.gate_path import UNITS, gated_layers, in_this_thread, memory_name, unit_dim
 from memmod.explain.placement import Place, places
 from memmod.model import ModulatedModel
 
@@ -50,7 +50,9 @@ def block_outputs(wf: ModulatedModel, shape: Sequence[int]) -> dict[str, PlacedO
 
     modules = dict(wf.model.named_modules())
     handles = [
-        modules[name].register_forward_hook(lambda block, _args, output, name=name: see(name, block, output))
+        modules[name].register_forward_hook(
+            in_this_thread(lambda block, _args, output, name=name: see(name, block, output))
+        )
         for name in sorted(blocks)
     ]
     like = next(wf.model.parameters())

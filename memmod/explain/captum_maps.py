@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from memmod.errors import ModelError, RunError
 from memmod.explain.blocks import PlacedOutput, block_outputs, layer_outputs
+from memmod.explain.gate_path import in_this_thread
 from memmod.explain.placement import onto_image
 from memmod.model import ModulatedModel
 
@@ -98,7 +99,7 @@ def _tapped(output: PlacedOutput, samples: int) -> Iterator[nn.Module]:
         seen = flat.index_copy(2, placed, tap(flat[:, :, placed]))
         return seen.transpose(1, 2).reshape(last.shape).movedim(-1, output.dim)
 
-    handle = output.module.register_forward_hook(through)
+    handle = output.module.register_forward_hook(in_this_thread(through))
     try:
         yield tap
     finally:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +38,12 @@ class GatedTensor:
 OnGated = Callable[[GatedTensor], None]
 
 
+def in_this_thread(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook for calls by the thread that made it; those of others, of a model that serves meanwhile, pass by."""
+    owner = threading.get_ident()
+    return lambda *args: hook(*args) if threading.get_ident() == owner else None
+
+
 def gated_layers(wf: ModulatedModel) -> dict[str, Modulated]:
     """The layers that carry memories, by their names in `wf.model`.
 
@@ -43,7 +51,7 @@ def gated_layers(wf: ModulatedModel) -> dict[str, Modulated]:
         ModelError: compiled layers, whose hooks may not run.
     """
     layers: dict[str, Modulated] = {}
-    for name, module in wf.model.named_modules():
+    for name, module in (("", wf), *wf.model.named_modules()):
         if is_compiled(module):
             raise ModelError(
                 f"{name or 'the model'} is compiled, so that its layers cannot be watched: explain the model that it "
@@ -61,7 +69,7 @@ def memory_name(layer: str, own: str) -> str:
 
 @contextmanager
 def gates_at(wf: ModulatedModel, multipliers: Mapping[str, Tensor], on_gated: OnGated | None = None) -> Iterator[None]:
-    """While open, calls of `wf` that select nothing have these gates.
+    """While open, this thread's calls of `wf` that select nothing have these gates.
 
     Args:
         multipliers: of every memory, by its name, ``[B, K]``: the gates of each sample.
@@ -75,8 +83,12 @@ def gates_at(wf: ModulatedModel, multipliers: Mapping[str, Tensor], on_gated: On
     try:
         for name, layer in layers.items():
             if layer.input_memory is not None:
-                handles.append(layer.register_forward_pre_hook(_before(name, layer, multipliers, on_gated)))
-            handles.append(layer.register_forward_hook(_behind(name, layer, multipliers, on_gated, called)))
+                handles.append(
+                    layer.register_forward_pre_hook(in_this_thread(_before(name, layer, multipliers, on_gated)))
+                )
+            handles.append(
+                layer.register_forward_hook(in_this_thread(_behind(name, layer, multipliers, on_gated, called)))
+            )
         yield
         missed = [name for name in layers if name not in called]
         if missed:

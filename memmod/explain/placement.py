@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from memmod.explain.gate_path import GatedTensor, gated_layers, gates_at, memory_name
+from memmod.explain.gate_path import GatedTensor, gated_layers, gates_at, in_this_thread, memory_name
 from memmod.model import ModulatedModel
 
 # More tokens than this in front of a grid's are no class tokens and registers.
@@ -51,11 +51,10 @@ def places(wf: ModulatedModel, shape: Sequence[int], seed: int = 0) -> dict[str,
     x = torch.randn(2, *shape, generator=generator).to(like.device, like.dtype)
     finder = _Finder(len(x), tuple(shape[-2:]))
     layers = gated_layers(wf)
-    handles = [
-        module.register_forward_hook(lambda _m, _a, output: finder.see_grid(output)) for module in wf.model.modules()
-    ]
+    see_grid = in_this_thread(lambda _module, _args, output: finder.see_grid(output))
+    handles = [module.register_forward_hook(see_grid) for module in wf.model.modules()]
     handles += [
-        layer.register_forward_pre_hook(lambda _m, args, name=name: finder.see_input(name, args[0]))
+        layer.register_forward_pre_hook(in_this_thread(lambda _m, args, name=name: finder.see_input(name, args[0])))
         for name, layer in layers.items()
     ]
     gates = {name: gate.new_ones(len(x), gate.shape[1]) for name, gate in wf.gates().items()}

@@ -19,7 +19,10 @@ from memmod.model import ModulatedModel
 
 @contextmanager
 def permuted_memories(wf: ModulatedModel, seed: int = 0) -> Iterator[None]:
-    """While open, the units of every memory have changed places, by a permutation of its own for every class."""
+    """While open, the units of every memory have changed places, by a permutation of its own for every class.
+
+    The memories themselves are changed: no other thread may call the model meanwhile.
+    """
     generator = torch.Generator().manual_seed(seed)
     kept = wf.memory_state()
     try:

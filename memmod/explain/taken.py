@@ -72,7 +72,8 @@ def taken(found: Attribution, rows: Tensor, stages: Mapping[str, str], units: in
         stages: the stage of each memory, by name.
         units: how many are listed.
     """
-    total = found.total[rows].sum()
+    # Where all gates are open nothing is taken, and every share of it is 0.
+    total = found.total[rows].sum() or 1.0
     by_unit = {name: values[rows].sum(0) / total for name, values in found.units.items()}
     layers = [Share(name, float(values.sum())) for name, values in by_unit.items()]
     names = list(dict.fromkeys(stages[name] for name in by_unit))
@@ -85,7 +86,7 @@ def taken(found: Attribution, rows: Tensor, stages: Mapping[str, str], units: in
         len(rows),
         float(found.before[rows].mean()),
         float(drop.mean()),
-        float(found.residual[rows].abs().max() / drop.abs().mean()),
+        float(found.residual[rows].abs().max() / (drop.abs().mean() or 1.0)),
         float(found.unplaced[rows].sum() / total),
         tuple(of_stages),
         tuple(layers),

@@ -22,12 +22,22 @@ from memmod.runs.audits import AUDITS
 from memmod.runs.audits import CARD as AUDIT
 from memmod.runs.compare import CARD as COMPARISON
 from memmod.runs.erase import EraseSettings
-from memmod.runs.folder import BASE, CONFIG, MEMORY, METRICS, SCORECARD, RunFolder, UnlearnMetrics, read_json, slug
+from memmod.runs.folder import (
+    BASE,
+    CONFIG,
+    EXPLANATION,
+    MEMORY,
+    METRICS,
+    SCORECARD,
+    RunFolder,
+    UnlearnMetrics,
+    read_json,
+    slug,
+)
 from memmod.runs.restore import UnlearnSettings, restore_unlearned
 from memmod.zoo import load_base
 
 PAGE = "report.html"
-EXPLANATION = "explanation.json"
 # As people write the names of the package's own networks.
 TITLES = {"resnet": "ResNet", "vgg": "VGG", "vit": "ViT"}
 

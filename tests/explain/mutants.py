@@ -115,8 +115,8 @@ PLANTS = (
     Plant(
         "shares of all images",
         "explain.taken",
-        "total = found.total[rows].sum()",
-        "total = found.total.sum()",
+        "total = found.total[rows].sum() or 1.0",
+        "total = found.total.sum() or 1.0",
         test_parts.test_shares_are_of_the_sum_and_add_up,
     ),
     Plant(

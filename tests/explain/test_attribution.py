@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import timm
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from memmod import ModulateConfig, ModulatedModel
 from memmod.errors import ModelError, SelectionError
 from memmod.explain import attribute
+from memmod.explain.gate_path import gates_at
 from memmod.explain.placement import onto_image, places
 from tests.explain.helpers import Small, settle, with_memories
 
@@ -258,3 +261,17 @@ def test_layers_that_are_not_called_are_refused() -> None:
     wf.model.calls = False
     with pytest.raises(ModelError, match="two"):
         attribute(wf, x, 1)
+
+
+def test_other_threads_do_not_see_the_gates() -> None:
+    wf = small()
+    before, closed = wf(X, forget=-1), {name: torch.zeros(4, gate.shape[1]) for name, gate in wf.gates().items()}
+    with ThreadPoolExecutor(1) as pool, gates_at(wf, closed):
+        other = pool.submit(wf, X, forget=-1).result()
+        own = wf(X, forget=-1)
+    assert torch.equal(other, before) and not torch.allclose(own, before)
+
+
+def test_a_compiled_model_is_refused() -> None:
+    with pytest.raises(ModelError, match="is compiled"):
+        attribute(torch.compile(small()), X, CLASSES)

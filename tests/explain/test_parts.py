@@ -167,3 +167,13 @@ def test_every_figure_follows_its_path() -> None:
             assert value.shown == shown(at_path(whole, value.path), value.format)
             assert value.shown in rest
             rest = rest[rest.index(value.shown) + len(value.shown) :]
+
+
+def test_nothing_taken_has_no_shares() -> None:
+    wf = model()
+    with torch.no_grad():
+        for memory in wf.memory_parameters():
+            memory.fill_(100.0)
+    found = attribute(wf, IMAGES[:2], 0)
+    own = taken(found, torch.arange(2), stages_of(list(found.units), ()))
+    assert own.drop == own.residual == 0 and all(layer.share == 0 for layer in own.layers)
