@@ -101,6 +101,7 @@ def erase(
     epilog=examples(
         "memmod frontier runs/fashion-mnist-resnet-unlearned --forget shirt,sandal,trouser",
         "memmod frontier runs/digits-resnet-unlearned --forget 3,8 --budgets 0.2,0.4 --seeds 2",
+        "memmod frontier runs/digits-resnet-unlearned --forget 3,8 --forget 0,1,2 --together",
     ),
 )
 def frontier(
@@ -108,6 +109,9 @@ def frontier(
     forget: Annotated[
         list[str], typer.Option(help="Class names or numbers, separated by commas, each by itself. Repeatable.")
     ],
+    together: Annotated[
+        bool, typer.Option("--together", help="The classes of each --forget are one set, erased at once.")
+    ] = False,
     budgets: Annotated[
         str, typer.Option(help="Images to train on, as shares of the base's training, separated by commas.")
     ] = "0.05,0.1,0.2",
@@ -124,7 +128,7 @@ def frontier(
     device: Device = "cpu",
     threads: Threads = None,
 ) -> None:
-    """Erase each class at several budgets, beside trainings from scratch on as many images: accuracy and what is left.
+    """Erase classes at several budgets, beside trainings from scratch on as many images: accuracy and what is left.
 
     Writes a table and a picture. What was finished is kept: an interrupted call goes on where it was.
     """
@@ -136,7 +140,11 @@ def frontier(
     prepare(threads)
     options = FrontierOptions(_shares(budgets), seeds, judges, quick, threshold, device, oracles)
     unlearned = restore_unlearned(run, base)
-    classes = parse_classes(forget, unlearned.base.meta["class_names"])
+    names = unlearned.base.meta["class_names"]
+    if together:
+        sets = [parse_classes([text], names) for text in forget]
+    else:
+        sets = [(c,) for c in parse_classes(forget, names)]
     dataset = unlearned.load_data(data_root)
     folder = out or run.with_name(f"{run.name}-frontier")
     quiet = Console(stderr=True)
@@ -147,7 +155,7 @@ def frontier(
     ):
         found = measure(
             unlearned,
-            classes,
+            sets,
             dataset,
             folder,
             options,
@@ -156,7 +164,7 @@ def frontier(
             on_network=on_network,
             on_measured=on_measured,
         )
-    print_frontier(console, found, f"{run}: {', '.join(found.classes.values())}")
+    print_frontier(console, found, f"{run}: {'; '.join(found.sets.values())}")
     say(console, f"Written to {shlex.quote(str(folder))}: {TABLE}, {PICTURE}")
 
 

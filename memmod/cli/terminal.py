@@ -114,7 +114,7 @@ def network_bar(console: Console) -> Iterator[Callable[[TrainingStep], None]]:
 def measuring_bar(console: Console) -> Iterator[Callable[[Measured], None]]:
     """A bar that goes away at the end; yields what `frontier` calls."""
     with _bar("measuring", console, transient=True) as update:
-        yield lambda state: update(state.part, state.parts, f"{state.network}: {state.class_name}")
+        yield lambda state: update(state.part, state.parts, f"{state.network}: {state.without}")
 
 
 @contextmanager
@@ -289,10 +289,10 @@ def print_audit(console: Console, card: AuditCard, title: str) -> None:
 
 
 def print_frontier(console: Console, found: Frontier, title: str) -> None:
-    """Print the means of a frontier over its classes."""
+    """Print the means of a frontier over its sets of classes."""
     table = Table(title=Text(title, "table.title"))
     for heading in FRONTIER_HEADINGS:
-        table.add_column(heading, justify="left" if heading in ("class", "network") else "right")
+        table.add_column(heading, justify="left" if heading in ("without", "network") else "right")
     for row in found.rows():
         table.add_row(*map(Text, row))
     console.print(table)

@@ -36,11 +36,13 @@ from memmod.runs.rivals import ERASED, Erasure, from_scratch, recipe
 from memmod.unlearning.erase import EraseConfig, default_erasing, plan_erasure
 
 # Raised whenever the same networks would give other figures.
-VERSION = 1
+VERSION = 2
 CARD, TABLE, PICTURE = "frontier.json", "frontier.md", "frontier.svg"
 FROM_SCRATCH, ORACLES = "from scratch", "oracles"
 NETWORKS = (ERASED, FROM_SCRATCH)
-HEADINGS = ("class", "network", "budget", "Acc_r, points", "probe excess", "total variation", "seconds")
+HEADINGS = ("without", "network", "budget", "Acc_r, points", "probe excess", "total variation", "seconds")
+# Classes that are erased at once, by number and in order.
+Set = tuple[int, ...]
 # Forward passes over an image behind a network's figures come from these.
 MEASURED: tuple[Attack, ...] = (ACCURACY, OUTPUTS, PROBING)
 
@@ -97,7 +99,7 @@ class Point:
     """One network.
 
     Args:
-        c: the class that it does without.
+        forget: the classes that it does without.
         network: "erased" or "from scratch".
         budget: its share of the base's training.
         seed: of its training.
@@ -107,7 +109,7 @@ class Point:
         folder: its run folder's name.
     """
 
-    c: int
+    forget: tuple[int, ...]
     network: str
     budget: float
     seed: int
@@ -119,7 +121,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A mean over seeds, and over classes where there are several: differences to the oracles' mean.
+    """A mean over seeds, and over sets of classes where there are several: differences to the oracles' mean.
 
     Args:
         points: Acc_r in percentage points.
@@ -139,40 +141,40 @@ class Line:
 
 @dataclass(frozen=True)
 class Frontier:
-    """Every point and every oracle, and the folder that holds them."""
+    """Every point and every oracle of the sets of classes, with the sets' names, and the folder that holds them."""
 
     folder: Path
-    classes: dict[int, str]
+    sets: dict[Set, str]
     budgets: tuple[float, ...]
     points: tuple[Point, ...]
-    oracles: dict[int, tuple[Figures, ...]]
+    oracles: dict[Set, tuple[Figures, ...]]
 
-    def line(self, network: str, budget: float, classes: Sequence[int]) -> Line:
-        """The mean of one kind of network at one budget, over classes."""
-        chosen = [p for p in self.points if p.network == network and p.budget == budget and p.c in classes]
+    def line(self, network: str, budget: float, sets: Sequence[Set]) -> Line:
+        """The mean of one kind of network at one budget, over sets of classes."""
+        chosen = [p for p in self.points if p.network == network and p.budget == budget and p.forget in sets]
         return Line(
-            _mean([100 * (p.figures.acc_r - self._oracles(p.c, "acc_r")) for p in chosen]),
-            _mean([p.figures.recall - self._oracles(p.c, "recall") for p in chosen]),
+            _mean([100 * (p.figures.acc_r - self._oracles(p.forget, "acc_r")) for p in chosen]),
+            _mean([p.figures.recall - self._oracles(p.forget, "recall") for p in chosen]),
             _mean([p.figures.total_variation for p in chosen]),
             _mean([p.seconds for p in chosen]),
         )
 
-    def band(self, figure: str, classes: Sequence[int]) -> tuple[float, float]:
-        """From the lowest to the highest oracle, as differences to their mean, averaged over classes."""
-        found = [[getattr(one, figure) - self._oracles(c, figure) for one in self.oracles[c]] for c in classes]
+    def band(self, figure: str, sets: Sequence[Set]) -> tuple[float, float]:
+        """From the lowest to the highest oracle, as differences to their mean, averaged over sets."""
+        found = [[getattr(one, figure) - self._oracles(each, figure) for one in self.oracles[each]] for each in sets]
         return _mean([min(values) for values in found]), _mean([max(values) for values in found])
 
-    def rows(self, classes: Sequence[int] | None = None) -> list[tuple[str, ...]]:
-        """As `HEADINGS` call them: the mean over the classes, or over some of them, and the oracles' range."""
-        chosen = tuple(self.classes) if classes is None else tuple(classes)
-        name = self.classes[chosen[0]] if len(chosen) == 1 else f"mean of {len(chosen)}"
+    def rows(self, sets: Sequence[Set] | None = None) -> list[tuple[str, ...]]:
+        """As `HEADINGS` call them: the mean over the sets, or over some of them, and the oracles' range."""
+        chosen = tuple(self.sets) if sets is None else tuple(sets)
+        name = self.sets[chosen[0]] if len(chosen) == 1 else f"mean of {len(chosen)}"
         rows = [
             (name, network, f"{100 * budget:g} %", *self.line(network, budget, chosen).cells())
             for network in NETWORKS
             for budget in self.budgets
         ]
         acc_r, recall = self.band("acc_r", chosen), self.band("recall", chosen)
-        variation = _mean([one.total_variation for c in chosen for one in self.oracles[c]])
+        variation = _mean([one.total_variation for forget in chosen for one in self.oracles[forget]])
         return [
             *rows,
             (
@@ -186,23 +188,23 @@ class Frontier:
             ),
         ]
 
-    def _oracles(self, c: int, figure: str) -> float:
-        return _mean([getattr(one, figure) for one in self.oracles[c]])
+    def _oracles(self, forget: Set, figure: str) -> float:
+        return _mean([getattr(one, figure) for one in self.oracles[forget]])
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One network measured: `part` of `parts`, and what it was."""
+    """One network measured: `part` of `parts`, what it was, and the names of the classes that it does without."""
 
     part: int
     parts: int
     network: str
-    class_name: str
+    without: str
 
 
 def frontier(
     unlearned: Unlearned,
-    forget: Sequence[int],
+    forget: Sequence[Sequence[int]],
     dataset: Dataset,
     out: str | os.PathLike[str],
     options: FrontierOptions | None = None,
@@ -212,13 +214,13 @@ def frontier(
     on_network: Callable[[TrainingStep], None] | None = None,
     on_measured: Callable[[Measured], None] = lambda _measured: None,
 ) -> Frontier:
-    """Erase each class by itself at several budgets, train from scratch on as many images, and measure both.
+    """Erase each set of classes at several budgets, train from scratch on as many images, and measure both.
 
     Settings beside the budget are `default_erasing`'s. Networks are kept before they are measured, by content, and so
     are figures: a call that was interrupted goes on where it was, and an audit finds the networks there.
 
     Args:
-        forget: the classes, each by itself.
+        forget: the sets of classes, each erased by itself, its classes at once.
         dataset: what the base was trained on.
         out: folder of frontier.json, frontier.md and frontier.svg.
         on_estimate: called once before the long part.
@@ -226,89 +228,93 @@ def frontier(
         on_measured: called after each network.
 
     Raises:
-        SelectionError: no class.
+        SelectionError: no set, or an empty one.
         MemmodError: a budget of fewer than 50 steps, as `plan_erasure`; a base that cannot be retrained; a device that
             cannot be used.
     """
     options = options or FrontierOptions()
     options = replace(options, budgets=tuple(sorted(options.budgets)))
     base, device = unlearned.base, usable_device(options.device)
-    classes = tuple(dict.fromkeys(forget))
-    if not classes:
+    sets = {_as_set(one): ", ".join(dataset.class_names[c] for c in _as_set(one)) for one in forget}
+    if not sets or () in sets:
         raise SelectionError("no class is named, so that there is nothing to erase: name at least one")
     place = options.folder or oracle_folder(base)
-    work = [one for c in classes for one in _work(unlearned, c, dataset, options, place)]
+    work = [one for classes in sets for one in _work(unlearned, classes, dataset, options, place)]
     seeds = oracle_seeds(base, options.oracles)
-    on_estimate(_estimate(base, dataset, work, classes, seeds, options, place, device))
+    on_estimate(_estimate(base, dataset, work, tuple(sets), seeds, options, place, device))
     judges = {
-        c: tuple(
+        classes: tuple(
             oracle.network.to(device)
-            for oracle in retrain(base, (c,), seeds, dataset, place, device=options.device, progress=on_oracle)
+            for oracle in retrain(base, classes, seeds, dataset, place, device=options.device, progress=on_oracle)
         )
-        for c in classes
+        for classes in sets
     }
     recipes = [one.recipe for one in work]
     for _network in each_trained(recipes, dataset, device, on_network):
         pass
     bench = _Bench(base, dataset, judges, options, Parts(place / PARTS), data_hash(dataset), unlearned.wf.config.logits)
-    parts = len(work) + len(classes) * options.oracles
+    parts = len(work) + len(sets) * options.oracles
 
-    def told(part: int, network: str, c: int) -> None:
-        on_measured(Measured(part, parts, network, dataset.class_names[c]))
+    def told(part: int, network: str, classes: Set) -> None:
+        on_measured(Measured(part, parts, network, sets[classes]))
 
-    oracles: dict[int, tuple[Figures, ...]] = {}
-    for number_, c in enumerate(classes):
-        oracles[c] = tuple(bench.figures(oracle, c) for oracle in judges[c])
-        told((number_ + 1) * options.oracles, ORACLES, c)
+    oracles: dict[Set, tuple[Figures, ...]] = {}
+    for number_, classes in enumerate(sets):
+        oracles[classes] = tuple(bench.figures(oracle, classes) for oracle in judges[classes])
+        told((number_ + 1) * options.oracles, ORACLES, classes)
     points = []
     for one, kept in zip(work, each_trained(recipes, dataset, device), strict=True):
         seconds = kept.metrics.get("seconds")
         points.append(
             Point(
-                one.c,
+                one.forget,
                 one.network,
                 one.budget,
                 one.erasure.plan.training.seed,
-                bench.figures(kept.network.to(device), one.c),
+                bench.figures(kept.network.to(device), one.forget),
                 math.nan if seconds is None else seconds,
                 one.erasure.plan.steps,
                 kept.folder.name,
             )
         )
-        told(len(classes) * options.oracles + len(points), one.network, one.c)
-    result = Frontier(Path(out), {c: dataset.class_names[c] for c in classes}, options.budgets, tuple(points), oracles)
+        told(len(sets) * options.oracles + len(points), one.network, one.forget)
+    result = Frontier(Path(out), sets, options.budgets, tuple(points), oracles)
     _write(result, unlearned, dataset, options)
     return result
 
 
+def _as_set(classes: Sequence[int]) -> Set:
+    return tuple(sorted(set(classes)))
+
+
 @dataclass(frozen=True)
 class _Work:
-    c: int
+    forget: Set
     network: str
     budget: float
     erasure: Erasure
     recipe: Recipe
 
 
-def _work(unlearned: Unlearned, c: int, dataset: Dataset, options: FrontierOptions, place: Path) -> list[_Work]:
-    """Every network of a class that is to be trained, planned before any is."""
+def _work(unlearned: Unlearned, forget: Set, dataset: Dataset, options: FrontierOptions, place: Path) -> list[_Work]:
+    """Every network without a set of classes that is to be trained, planned before any is."""
     base = unlearned.base
     training = base_training(base)
     defaults = default_erasing(base.model, training)
     x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
     plans = {
         (budget, seed): plan_erasure(
-            base.model, dataset, (c,), training, EraseConfig(**{**asdict(defaults), "budget": budget, "seed": seed})
+            base.model, dataset, forget, training, EraseConfig(**{**asdict(defaults), "budget": budget, "seed": seed})
         )
         for budget in options.budgets
         for seed in range(options.seeds)
     }
-    baked = in_base_architecture(unlearned.wf, (c,), base.model, x, options.threshold)
+    baked = in_base_architecture(unlearned.wf, forget, base.model, x, options.threshold)
     work = []
     for (budget, _seed), plan in plans.items():
         erasures = (Erasure(ERASED, lambda: copy.deepcopy(baked), plan), from_scratch(base, plan))
         for network, erasure in zip(NETWORKS, erasures, strict=True):
-            work.append(_Work(c, network, budget, erasure, recipe(erasure, base, (c,), place)))
+            work.append(_Work(forget, network, budget, erasure, recipe(erasure, base, forget, place)))
     return work
 
 
@@ -316,16 +322,16 @@ def _estimate(
     base: Base,
     dataset: Dataset,
     work: Sequence[_Work],
-    classes: Sequence[int],
+    sets: Sequence[Set],
     seeds: Sequence[int],
     options: FrontierOptions,
     place: Path,
     device: torch.device,
 ) -> Estimate:
-    untrained = sum(missing(base, (c,), seeds, dataset, place) for c in classes)
+    untrained = sum(missing(base, forget, seeds, dataset, place) for forget in sets)
     due = [one.erasure.plan.images for one in work if not one.recipe.finished]
-    case = _case(base, dataset, classes[0], (base.model,) * options.oracles, options, None)
-    networks = len(work) + len(classes) * options.oracles
+    case = _case(base, dataset, sets[0], (base.model,) * options.oracles, options, None)
+    networks = len(work) + len(sets) * options.oracles
     passes = networks * sum(attack.cost(case) for attack in MEASURED)
     measuring = passes * seconds_per_image(Subject("", base.model), case)
     return estimated(base, dataset, untrained, due, measuring, device)
@@ -334,40 +340,40 @@ def _estimate(
 def _case(
     base: Base,
     dataset: Dataset,
-    c: int,
+    forget: Set,
     oracles: tuple[nn.Module, ...],
     options: FrontierOptions,
     logits_path: str | None,
 ) -> Case:
-    return make_case(base, (c,), dataset, oracles, AuditOptions(quick=options.quick), logits_path)
+    return make_case(base, forget, dataset, oracles, AuditOptions(quick=options.quick), logits_path)
 
 
 @dataclass
 class _Bench:
     base: Base
     dataset: Dataset
-    oracles: dict[int, tuple[nn.Module, ...]]
+    oracles: dict[Set, tuple[nn.Module, ...]]
     options: FrontierOptions
     parts: Parts
     data: str
     logits_path: str | None
 
-    def figures(self, network: nn.Module, c: int) -> Figures:
+    def figures(self, network: nn.Module, forget: Set) -> Figures:
         """What is measured of a network, an oracle beside the other oracles; kept by content."""
-        oracles = tuple(oracle for oracle in self.oracles[c] if oracle is not network)
+        oracles = tuple(oracle for oracle in self.oracles[forget] if oracle is not network)
         key = {
             "frontier": VERSION,
             "versions": [attack.version for attack in MEASURED],
             "network": state_sha256(network),
             "oracles": [state_sha256(oracle) for oracle in oracles],
-            "class": c,
+            "forget": list(forget),
             "data": self.data,
             "quick": self.options.quick,
             "torch": torch.__version__,
         }
         stored = self.parts.get(key)
         if stored is None:
-            case = _case(self.base, self.dataset, c, oracles, self.options, self.logits_path)
+            case = _case(self.base, self.dataset, forget, oracles, self.options, self.logits_path)
             stored = asdict(_measure(Subject("", network), case))
             self.parts.put(key, stored)
         return Figures(**stored)
@@ -388,13 +394,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _write(result: Frontier, unlearned: Unlearned, dataset: Dataset, options: FrontierOptions) -> None:
-    base, names = unlearned.base, list(result.classes.values())
+    base, names = unlearned.base, list(result.sets.values())
     settings = {
         "run": unlearned.run.path.name,
         "base": base.folder.name,
         "model": base.meta["model"],
         "data": dataset.name,
-        "classes": names,
+        "sets": [[dataset.class_names[c] for c in forget] for forget in result.sets],
         "budgets": list(result.budgets),
         "seeds": options.seeds,
         "oracles": options.oracles,
@@ -404,15 +410,15 @@ def _write(result: Frontier, unlearned: Unlearned, dataset: Dataset, options: Fr
     }
     write_json(result.folder / CARD, {**settings, **_figures_as_json(result)})
     several = [result.rows()] if len(names) > 1 else []
-    tables = [*several, *(result.rows([c]) for c in result.classes)]
+    tables = [*several, *(result.rows([forget]) for forget in result.sets)]
     text = (
-        f"# Accuracy and erasure by budget: {', '.join(names)}\n\n"
-        f"{base.meta['model']} on {dataset.name}, run `{unlearned.run.path.name}`; each class by itself, "
+        f"# Accuracy and erasure by budget: {'; '.join(names)}\n\n"
+        f"{base.meta['model']} on {dataset.name}, run `{unlearned.run.path.name}`; each set of classes by itself, "
         f"{options.seeds} {'seed' if options.seeds == 1 else 'seeds, averaged'}{', quick' if options.quick else ''}. "
         "A budget is the share of the base's training that a network's training sees. Acc_r and the recall of the "
-        "class by a linear probe on penultimate features are differences to the mean of "
-        f"{options.oracles} networks retrained without the class, whose range the last line of each table gives; total "
-        "variation is of mean predictions on the class's images, to these networks. Seconds are of training.\n"
+        "classes by a linear probe on penultimate features are differences to the mean of "
+        f"{options.oracles} networks retrained without the classes, whose range the last line of each table gives; "
+        "total variation is of mean predictions on the classes' images, to these networks. Seconds are of training.\n"
     )
     for rows in tables:
         text += f"\n{markdown_table(HEADINGS, rows)}\n"
@@ -423,18 +429,20 @@ def _write(result: Frontier, unlearned: Unlearned, dataset: Dataset, options: Fr
 
 def _figures_as_json(result: Frontier) -> dict[str, Any]:
     return {
-        "oracle_figures": {result.classes[c]: [asdict(one) for one in found] for c, found in result.oracles.items()},
+        "oracle_figures": {
+            result.sets[forget]: [asdict(one) for one in found] for forget, found in result.oracles.items()
+        },
         "points": [
             {
-                "class": result.classes[p.c],
-                **{name: value for name, value in asdict(p).items() if name not in ("c", "figures")},
+                "without": result.sets[p.forget],
+                **{name: value for name, value in asdict(p).items() if name not in ("forget", "figures")},
                 **asdict(p.figures),
                 **{name: value for name, value in asdict(_alone(result, p)).items() if name in ("points", "excess")},
             }
             for p in result.points
         ],
         "means": [
-            {"network": network, "budget": budget, **asdict(result.line(network, budget, tuple(result.classes)))}
+            {"network": network, "budget": budget, **asdict(result.line(network, budget, tuple(result.sets)))}
             for network in NETWORKS
             for budget in result.budgets
         ],
@@ -442,17 +450,17 @@ def _figures_as_json(result: Frontier) -> dict[str, Any]:
 
 
 def _alone(result: Frontier, point: Point) -> Line:
-    return replace(result, points=(point,)).line(point.network, point.budget, [point.c])
+    return replace(result, points=(point,)).line(point.network, point.budget, [point.forget])
 
 
 def picture(result: Frontier, what: str) -> bytes:
-    """Acc_r and the probe's excess by budget, means over the classes, as an SVG file."""
-    classes = tuple(result.classes)
-    lines = {n: [result.line(n, budget, classes) for budget in result.budgets] for n in NETWORKS}
-    low, high = result.band("acc_r", classes)
-    names = list(result.classes.values())
-    shown = ", ".join(names)
-    shown = shown if len(shown) <= 60 else f"{len(names)} classes"
+    """Acc_r and the probe's excess by budget, means over the sets, as an SVG file."""
+    sets = tuple(result.sets)
+    lines = {n: [result.line(n, budget, sets) for budget in result.budgets] for n in NETWORKS}
+    low, high = result.band("acc_r", sets)
+    names = list(result.sets.values())
+    shown = "; ".join(names)
+    shown = shown if len(shown) <= 60 else f"{len(names)} sets of classes"
     return panels(
         f"{what}, without {shown}",
         "images of the training, share of the base's",
@@ -464,9 +472,9 @@ def picture(result: Frontier, what: str) -> bytes:
                 (100 * low, 100 * high),
             ),
             Panel(
-                "Recall of the class by a probe, above oracles",
+                "Recall of the classes by a probe, above oracles",
                 [Curve(name, [line.excess for line in found]) for name, found in lines.items()],
-                result.band("recall", classes),
+                result.band("recall", sets),
             ),
         ],
         "range of the oracles",

@@ -137,12 +137,16 @@ def test_frontier_prints_and_writes_table_and_picture(runs):
     output = succeed("frontier", runs / "unlearned", *arguments)
     folder = runs / "unlearned-frontier"
     card = json.loads((folder / "frontier.json").read_text())
-    assert card["budgets"] == [0.9, 0.95] and card["classes"] == ["5", "8"] and len(card["points"]) == 8
+    assert card["budgets"] == [0.9, 0.95] and card["sets"] == [["5"], ["8"]] and len(card["points"]) == 8
     assert "mean of 2" in output and "| 5 | from scratch | 90 % |" in (folder / "frontier.md").read_text()
     assert (folder / "frontier.svg").read_bytes().startswith(b"<?xml")
     again = invoke("frontier", runs / "unlearned", *arguments)
     assert "0 oracles and 0 other networks to train" in again.stderr
     assert json.loads((folder / "frontier.json").read_text()) == card
+    both = ("--forget", "8,5", "--together", "--budgets", "0.9", "--judges", 2, "--quick")
+    assert "5, 8" in succeed("frontier", runs / "unlearned", *both, "--out", runs / "set")
+    card = json.loads((runs / "set/frontier.json").read_text())
+    assert card["sets"] == [["5", "8"]] and len(card["points"]) == 2
     assert "too few for new layers" in fail("frontier", runs / "unlearned", "--forget", "8", "--budgets", "0.001")
     assert "none twice" in fail("frontier", runs / "unlearned", "--forget", "8", "--budgets", "0.5,0.5")
     assert "'abacus'" in fail("frontier", runs / "unlearned", "--forget", "8", "--device", "abacus")

@@ -41,7 +41,7 @@ def unlearned(tmp_path_factory: pytest.TempPathFactory) -> Unlearned:
 
 @pytest.fixture(scope="module")
 def found(unlearned, data) -> Frontier:
-    return frontier(unlearned, [8], data, unlearned.run.path.with_name("out"), OPTIONS)
+    return frontier(unlearned, [(8,)], data, unlearned.run.path.with_name("out"), OPTIONS)
 
 
 def retained(network, data) -> float:
@@ -53,12 +53,12 @@ def retained(network, data) -> float:
 @pytest.mark.slow
 def test_each_figure_is_that_of_its_network(unlearned, data, found):
     oracles = retrain(unlearned.base, (8,), oracle_seeds(unlearned.base, 2), data)
-    assert [one.acc_r for one in found.oracles[8]] == [retained(oracle.network, data) for oracle in oracles]
+    assert [one.acc_r for one in found.oracles[8,]] == [retained(oracle.network, data) for oracle in oracles]
     own = data.test.subset((data.test.labels == 8).nonzero().flatten())
     x = own.batch(torch.arange(len(own)))
     with torch.no_grad():
         judged = [oracle.network(x).double().softmax(1) for oracle in oracles]
-        assert found.oracles[8][0].total_variation == total_variation(judged[0], judged[1])
+        assert found.oracles[8,][0].total_variation == total_variation(judged[0], judged[1])
         assert {(p.network, p.budget) for p in found.points} == {
             (network, budget) for network in ("erased", "from scratch") for budget in (0.9, 0.95)
         }
@@ -89,7 +89,8 @@ def test_what_was_finished_is_not_done_again(unlearned, data, found, tmp_path, m
 
     monkeypatch.setattr(module, "_measure", untouched)
     estimates, steps = [], []
-    again = frontier(unlearned, [8, 8], data, tmp_path, OPTIONS, on_estimate=estimates.append, on_network=steps.append)
+    told = {"on_estimate": estimates.append, "on_network": steps.append}
+    again = frontier(unlearned, [(8,), (8,)], data, tmp_path, OPTIONS, **told)
     assert again.points == found.points and again.oracles == found.oracles and steps == []
     assert (estimates[0].oracles, estimates[0].rivals) == (0, 0)
     assert (tmp_path / "frontier.json").read_bytes() == (found.folder / "frontier.json").read_bytes()
@@ -110,11 +111,11 @@ def test_a_killed_call_goes_on_where_it_was(unlearned, data, found, tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(module, "_measure", killed)
         with pytest.raises(KeyboardInterrupt):
-            frontier(unlearned, [8], data, tmp_path / "out", options)
+            frontier(unlearned, [(8,)], data, tmp_path / "out", options)
     # all networks are kept before the first is measured
     assert len(list(place.glob("8-*/base.safetensors"))) == 4 and not (tmp_path / "out").exists()
     monkeypatch.setattr(module, "_measure", lambda subject, case: (done.append(subject), measure(subject, case))[1])
-    again = frontier(unlearned, [8], data, tmp_path / "out", options, on_measured=told.append)
+    again = frontier(unlearned, [(8,)], data, tmp_path / "out", options, on_measured=told.append)
     assert len(done) == 4 and [state.part for state in told] == [2, 3, 4]
     expected = {(p.network, p.budget): p.figures for p in found.points}
     assert {(p.network, p.budget): p.figures for p in again.points}.items() <= expected.items()
@@ -123,13 +124,13 @@ def test_a_killed_call_goes_on_where_it_was(unlearned, data, found, tmp_path, mo
 @pytest.mark.slow
 def test_the_files_hold_the_same_figures(unlearned, found):
     card = json.loads((found.folder / "frontier.json").read_text())
-    assert card["budgets"] == [0.9, 0.95] and card["classes"] == ["8"] and card["model"] == "vgg"
+    assert card["budgets"] == [0.9, 0.95] and card["sets"] == [["8"]] and card["model"] == "vgg"
     mean = sum(one["acc_r"] for one in card["oracle_figures"]["8"]) / 2
     for point in card["points"]:
         assert point["points"] == pytest.approx(100 * (point["acc_r"] - mean))
         (line,) = [m for m in card["means"] if (m["network"], m["budget"]) == (point["network"], point["budget"])]
         assert line["points"] == pytest.approx(point["points"]) and line["excess"] == pytest.approx(point["excess"])
-        cells = found.line(point["network"], point["budget"], [8]).cells()
+        cells = found.line(point["network"], point["budget"], [(8,)]).cells()
         assert (
             f"| 8 | {point['network']} | {100 * point['budget']:g} % | {' | '.join(cells)} |"
             in (found.folder / "frontier.md").read_text()
@@ -143,32 +144,55 @@ def test_the_files_hold_the_same_figures(unlearned, found):
 def test_what_cannot_be_measured_is_said_before_anything_is_made(unlearned, data, tmp_path):
     with pytest.raises(SelectionError, match="nothing to erase"):
         frontier(unlearned, [], data, tmp_path / "out", OPTIONS)
+    with pytest.raises(SelectionError, match="nothing to erase"):
+        frontier(unlearned, [(8,), ()], data, tmp_path / "out", OPTIONS)
     with pytest.raises(RunError, match="too few for new layers"):
-        frontier(unlearned, [8], data, tmp_path / "out", replace(OPTIONS, budgets=(0.9, 1e-3), folder=tmp_path / "k"))
+        options = replace(OPTIONS, budgets=(0.9, 1e-3), folder=tmp_path / "k")
+        frontier(unlearned, [(8,)], data, tmp_path / "out", options)
     assert not list(tmp_path.iterdir())
     for changes, words in (({"budgets": ()}, "at least one"), ({"seeds": 0}, "seeds is 0"), ({"oracles": 1}, "range")):
         with pytest.raises(RunError, match=words):
             replace(OPTIONS, **changes)
 
 
+@pytest.mark.slow
+def test_a_set_is_erased_at_once_and_judged_by_networks_without_all_of_it(unlearned, data, tmp_path):
+    found = frontier(unlearned, [(8, 3)], data, tmp_path, replace(OPTIONS, budgets=(0.9,)))
+    oracles = retrain(unlearned.base, (3, 8), oracle_seeds(unlearned.base, 2), data)
+    stays = [c for c in range(10) if c not in (3, 8)]
+    assert found.sets == {(3, 8): "3, 8"} and len(found.points) == 2
+
+    def acc_r(network) -> float:
+        each = accuracies(network, data.test, 10)[1]
+        assert each[3] == each[8] == 0.0
+        return sum(each[c] for c in stays) / len(stays)
+
+    assert [one.acc_r for one in found.oracles[3, 8]] == pytest.approx([acc_r(o.network) for o in oracles], abs=0.01)
+    for point in found.points:
+        network = load_base(unlearned.run.path.with_name("base-oracles") / point.folder)[0]
+        assert point.figures.acc_r == pytest.approx(acc_r(network), abs=0.01)
+    card = json.loads((tmp_path / "frontier.json").read_text())
+    assert card["sets"] == [["3", "8"]] and {p["without"] for p in card["points"]} == {"3, 8"}
+
+
 def point(c: int, seed: int, acc_r: float, recall: float) -> Point:
-    return Point(c, "erased", 0.1, seed, Figures(acc_r, recall, 0.2), 10.0 * (1 + seed), 60, "folder")
+    return Point((c,), "erased", 0.1, seed, Figures(acc_r, recall, 0.2), 10.0 * (1 + seed), 60, "folder")
 
 
 def test_lines_are_means_of_differences_to_each_class_s_oracles():
     found = Frontier(
         Path("nowhere"),
-        {0: "cat", 1: "dog"},
+        {(0,): "cat", (1,): "dog"},
         (0.1,),
         (point(0, 0, 0.90, 0.60), point(0, 1, 0.88, 0.62), point(1, 0, 0.80, 0.90), point(1, 1, 0.82, 0.92)),
         {
-            0: (Figures(0.93, 0.60, 0.1), Figures(0.91, 0.50, 0.1)),
-            1: (Figures(0.80, 0.95, 0.3), Figures(0.84, 0.95, 0.3)),
+            (0,): (Figures(0.93, 0.60, 0.1), Figures(0.91, 0.50, 0.1)),
+            (1,): (Figures(0.80, 0.95, 0.3), Figures(0.84, 0.95, 0.3)),
         },
     )
-    cat, both = found.line("erased", 0.1, [0]), found.line("erased", 0.1, [0, 1])
+    cat, both = found.line("erased", 0.1, [(0,)]), found.line("erased", 0.1, [(0,), (1,)])
     assert (cat.points, cat.excess, cat.seconds) == (pytest.approx(-3.0), pytest.approx(0.06), 15.0)
     assert (both.points, both.excess) == (pytest.approx(-2.0), pytest.approx((0.06 - 0.04) / 2))
-    assert found.band("acc_r", [0, 1]) == pytest.approx((-0.015, 0.015))
-    assert found.band("recall", [0]) == pytest.approx((-0.05, 0.05))
+    assert found.band("acc_r", [(0,), (1,)]) == pytest.approx((-0.015, 0.015))
+    assert found.band("recall", [(0,)]) == pytest.approx((-0.05, 0.05))
     assert cat.cells() == ("-3.0", "+0.060", "0.200", "15")
