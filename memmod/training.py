@@ -174,6 +174,7 @@ def fit(
     progress: Callable[[int, int, float], None] | None = None,
     *,
     steps: int | None = None,
+    augmented: float = 1.0,
     checkpoint: str | os.PathLike | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -185,6 +186,7 @@ def fit(
         config: default: `TrainConfig()`.
         progress: called after each step with (step, steps, loss).
         steps: instead of the configuration's whole epochs.
+        augmented: share of the steps, the first ones, whose images are augmented; the others see them as they are.
         checkpoint: file that takes the state now and then and after the last step; None: none is written.
         resume: go on from that file where it is there. The weights become bit-identical to those of a training
             without interruption (same machine, device, threads and torch); on another device it goes on too.
@@ -197,7 +199,7 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     device = _device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _in_training_layout(model):
-        training = _Training(model, dataset, config or TrainConfig(), steps)
+        training = _Training(model, dataset, config or TrainConfig(), steps, augmented)
         if path is not None and resume and path.exists():
             training.restore(Checkpoint.load(path), path)
         training.run(progress, path, checkpoint_seconds)
@@ -223,11 +225,19 @@ def _in_training_layout(model: nn.Module) -> Iterator[None]:
 class _Training:
     """The state of a training: what a checkpoint holds, and what is made from the settings again."""
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, steps: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        config: TrainConfig,
+        steps: int | None = None,
+        augmented: float = 1.0,
+    ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
         self.device = _device(model)
         self.per_epoch = len(batches_of(torch.arange(len(dataset.train)), config.batch_size))
         self.steps = config.epochs * self.per_epoch if steps is None else steps
+        self.augmented = round(augmented * self.steps)
         self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.schedule = self._schedule()
         self.names = [name for name, _ in model.named_parameters()]
@@ -263,7 +273,8 @@ class _Training:
             self.losses.clear()
         chosen = batches_of(self.order, config.batch_size)[self.step % self.per_epoch]
         # images and draws are the CPU's wherever the model is, so that the order does not depend on the device
-        x = augment(train.batch(chosen), config, self.generator).to(self.device)
+        images = train.batch(chosen)
+        x = (augment(images, config, self.generator) if self.step < self.augmented else images).to(self.device)
         labels = train.labels[chosen].to(self.device)
         loss = F.cross_entropy(_forward(self.model, x), labels, label_smoothing=config.label_smoothing)
         # once a step: a GPU's queue is empty behind it
@@ -341,6 +352,7 @@ class _Training:
             "data": self.dataset.name,
             "training_labels": sha256(labels).hexdigest()[:16],
             **({} if self.steps == self.config.epochs * self.per_epoch else {"steps": self.steps}),
+            **({} if self.augmented == self.steps else {"augmented_steps": self.augmented}),
         }
 
 

@@ -96,6 +96,33 @@ def test_dropout_norms_and_augmentation_go_on_with_the_same_bits(tmp_path: Path,
         assert torch.equal(tensor, found.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_the_last_steps_see_images_as_they_are(tmp_path: Path, monkeypatch, share: float) -> None:
+    def mirrored(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+        return x.flip(3)
+
+    class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.seen = nn.Parameter(torch.ones(4)), []
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen.append(x)
+            return x.flatten(1)[:, :4] * self.scale
+
+    data, config, path = dataset(), TrainConfig(epochs=2, batch_size=8, shift=1), tmp_path / "c"
+    plain, changed, found = Recorder(), Recorder(), Recorder()
+    fit(plain, data, config, augmented=0.0)
+    monkeypatch.setattr(training, "augment", mirrored)
+    fit(changed, data, config)
+    fit(found, data, config, augmented=share, checkpoint=path)
+    steps = round(10 * share)
+    for expected, x in zip(changed.seen[:steps] + plain.seen[steps:], found.seen, strict=True):
+        assert torch.equal(x, expected)
+    with pytest.raises(RunError, match="augmented_steps was"):
+        fit(Recorder(), data, config, augmented=0.4, checkpoint=path, resume=True)
+
+
 def test_a_training_with_checkpoints_ends_as_one_without(tmp_path: Path) -> None:
     data, config = dataset(), TrainConfig(epochs=1, batch_size=8)
     models = [create_model("resnet", 4, (1, 8, 8)) for _ in range(2)]

@@ -40,10 +40,13 @@ class EraseSettings(msgspec.Struct, frozen=True):
     weight_decay: float
     reset: tuple[str, ...]
     seed: int
+    augmented: float = 1.0
 
     def config(self) -> EraseConfig:
         """How the network was erased."""
-        return EraseConfig(self.budget, self.lr, self.batch_size, self.weight_decay, self.reset, self.seed)
+        return EraseConfig(
+            self.budget, self.lr, self.batch_size, self.weight_decay, self.reset, self.augmented, self.seed
+        )
 
 
 @dataclass(frozen=True)

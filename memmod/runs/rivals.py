@@ -46,6 +46,7 @@ class Erasure:
             "batch_size": training.batch_size,
             "lr": training.lr,
             "weight_decay": training.weight_decay,
+            "augmented": self.plan.augmented,
             "seed": training.seed,
         }
 
@@ -53,14 +54,15 @@ class Erasure:
 def fine_tuning(base: Base, plan: Erasing) -> Erasure:
     """The base trained on for as many retained images as an erasure, no layer drawn anew.
 
-    The learning rate, batch and weight decay are those of the base's training, whose weights they suit: an erasure's
-    are chosen for new layers.
+    The learning rate, batch, weight decay and augmentation are those of the base's training, whose weights they suit:
+    an erasure's are chosen for new layers.
     """
     training = base_training(base)
     steps = max(1, round(plan.images / training.batch_size))
     epochs = max(1, math.ceil(steps * training.batch_size / len(plan.retained.train)))
     own = replace(training, epochs=epochs, seed=plan.training.seed)
-    return Erasure(FINE_TUNING, lambda: _copy(base, base.model), replace(plan, reset=(), steps=steps, training=own))
+    plan = replace(plan, reset=(), steps=steps, training=own, augmented=1.0)
+    return Erasure(FINE_TUNING, lambda: _copy(base, base.model), plan)
 
 
 def from_scratch(base: Base, plan: Erasing) -> Erasure:
@@ -90,6 +92,7 @@ def recipe(erasure: Erasure, base: Base, without: tuple[int, ...], folder: Path)
         "fresh_seed": seed if plan.reset else None,
         "steps": plan.steps,
         **asdict(plan.training),
+        **({} if plan.augmented == 1 else {"augmented": plan.augmented}),
     }
     return Recipe(
         folder=folder,

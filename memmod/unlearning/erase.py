@@ -35,6 +35,7 @@ class EraseConfig:
         batch_size: images a step.
         weight_decay: AdamW's.
         reset: names of the layers to draw anew, with all that is inside of them; empty: `upper_layers`.
+        augmented: share of the steps, the first ones, with the base's augmentation; the others see images as they are.
         seed: of the new weights, the order and the augmentation.
     """
 
@@ -43,6 +44,7 @@ class EraseConfig:
     batch_size: int = 64
     weight_decay: float = 0.01
     reset: tuple[str, ...] = ()
+    augmented: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class EraseConfig:
             raise RunError(
                 f"lr is {self.lr} and weight_decay {self.weight_decay}; lr must be above 0, the other at least 0"
             )
+        if not 0 <= self.augmented <= 1:
+            raise RunError(f"augmented is {self.augmented}; a share of the steps is from 0 to 1")
         if self.batch_size < 2:
             raise RunError(f"batch_size is {self.batch_size}; new layers need at least 2 images a step")
 
@@ -64,11 +68,15 @@ def default_erasing(network: nn.Module, training: TrainConfig) -> EraseConfig:
     """The settings for a network that was trained so.
 
     Chosen on held-out retained images of Fashion-MNIST: half the base's batch, and 3.3 times its learning rate, without
-    BatchNorm 1.5 times.
+    BatchNorm 1.5 times. The last 15 % of the steps without augmentation: the ResNet's Acc_r rises by 0.4 (sandal), 0.1
+    (trouser) and 0.3 (shirt) points, the probe's recall of the class by 0.004, 0.002 and 0.008; a ViT gains nothing.
     """
     norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
     return EraseConfig(
-        lr=training.lr * (10 / 3 if norms else 1.5), batch_size=max(2, training.batch_size // 2), seed=training.seed
+        lr=training.lr * (10 / 3 if norms else 1.5),
+        batch_size=max(2, training.batch_size // 2),
+        augmented=0.85 if norms else 1.0,
+        seed=training.seed,
     )
 
 
@@ -123,12 +131,15 @@ def draw_anew(network: nn.Module, fresh: nn.Module, names: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class Erasing:
-    """What an erasure will do: the layers drawn anew, its steps, and the retained images."""
+    """What an erasure will do: the layers drawn anew, its steps, the share of them whose images are augmented, and the
+    retained images.
+    """
 
     reset: tuple[str, ...]
     steps: int
     training: TrainConfig
     retained: Dataset
+    augmented: float
 
     @property
     def images(self) -> int:
@@ -184,7 +195,7 @@ def plan_erasure(
         weight_decay=config.weight_decay,
         seed=config.seed,
     )
-    return Erasing(tuple(reset), steps, own, retained)
+    return Erasing(tuple(reset), steps, own, retained, config.augmented)
 
 
 def erase(
@@ -219,6 +230,7 @@ def erase(
         plan.training,
         progress,
         steps=plan.steps,
+        augmented=plan.augmented,
         checkpoint=checkpoint,
         resume=resume,
     )

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from memmod.errors import RunError
 from memmod.evaluation.audit.outputs import ACCURACY
 from memmod.runs import commands
 from memmod.runs.audits import AuditOptions, audit_run, baked_network
-from memmod.runs.erase import Erased, EraseOptions, erase_run, restore_erased
+from memmod.runs.erase import Erased, EraseOptions, EraseSettings, erase_run, restore_erased
 from memmod.runs.kept import each_trained, trained
 from memmod.runs.restore import restore_unlearned
 from memmod.runs.rivals import BAKED, ERASED, FINE_TUNING, FROM_SCRATCH, Erasure, fine_tuning, from_scratch, recipe
@@ -57,9 +58,16 @@ def test_they_see_as_many_images_as_the_erasure(erased, data):
     own = tuned.plan.training
     assert (own.lr, own.batch_size, own.weight_decay) == (base["lr"], base["batch_size"], base["weight_decay"])
     assert scratch.plan == replace(plan, reset=()) and tuned.plan.reset == ()
+    assert (plan.augmented, tuned.plan.augmented) == (0.85, 1.0)
     assert own.seed == scratch.plan.training.seed == 5
     assert tuned.plan.retained is scratch.plan.retained is plan.retained
     assert set(plan.retained.train.labels.tolist()) == set(range(10)) - {3, 8}
+
+
+def test_settings_without_a_share_of_augmented_steps_mean_all(erased):
+    settings = {name: value for name, value in erased.run.settings.items() if name != "augmented"}
+    assert settings != erased.run.settings
+    assert msgspec.convert(settings, EraseSettings).config().augmented == 1.0
 
 
 def test_fine_tuning_begins_with_the_original_and_the_other_with_nothing(erased, data):

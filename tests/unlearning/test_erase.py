@@ -70,12 +70,13 @@ def test_the_defaults_follow_from_the_base_s_training():
     assert default_erasing(with_norms, TRAINING).lr == pytest.approx(TRAINING.lr * 10 / 3)
     assert default_erasing(without, TRAINING).lr == pytest.approx(TRAINING.lr * 1.5)
     assert default_erasing(without, TRAINING).batch_size == TRAINING.batch_size // 2
+    assert [default_erasing(network, TRAINING).augmented for network in (with_norms, without)] == [0.85, 1.0]
 
 
 def test_the_budget_is_a_share_of_the_images_that_the_base_saw():
     data = digits()
-    plan = plan_erasure(base(), data, (3, 8), TRAINING, EraseConfig(budget=0.5, batch_size=8))
-    assert plan.images == plan.steps * 8
+    plan = plan_erasure(base(), data, (3, 8), TRAINING, EraseConfig(budget=0.5, batch_size=8, augmented=0.7))
+    assert plan.images == plan.steps * 8 and plan.augmented == 0.7
     assert plan.images == pytest.approx(0.5 * TRAINING.epochs * len(data.train), abs=8)
     assert set(plan.retained.train.labels.tolist()) == set(range(10)) - {3, 8}
     assert (plan.training.shift, plan.training.flip) == (TRAINING.shift, TRAINING.flip)
@@ -93,7 +94,7 @@ def test_what_cannot_be_erased_is_said_before_the_long_part():
         plan_erasure(network, data, (3,), TRAINING, EraseConfig(budget=1e-3))
     with pytest.raises(ModelError, match="no layer 'top'"):
         plan_erasure(network, data, (3,), TRAINING, EraseConfig(budget=0.9, batch_size=8, reset=("top",)))
-    for changes in ({"budget": 0.0}, {"budget": 1.5}, {"lr": 0.0}, {"batch_size": 1}):
+    for changes in ({"budget": 0.0}, {"budget": 1.5}, {"lr": 0.0}, {"batch_size": 1}, {"augmented": 1.1}):
         with pytest.raises(RunError, match=next(iter(changes))):
             EraseConfig(**changes)
 
