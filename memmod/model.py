@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves
 
-from memmod import memory_file
+from memmod import layer_groups, memory_file
 from memmod.class_names import checked_names
 from memmod.compiled import uncompiled_name
 from memmod.errors import MemoryFileError, ModelError, SelectionError
@@ -362,7 +362,22 @@ class ModulatedModel(nn.Module):
             if inner is None or name.startswith("__"):
                 raise
             value = getattr(inner, name)
-            return self._refuse_other_head if name == "reset_classifier" else value
+            own = {"reset_classifier": self._refuse_other_head, "group_matcher": self._group_matcher}
+            return own.get(name, value)
+
+    def _group_matcher(self, *args: Any, **kwargs: Any) -> Callable[[str], tuple[float, ...]]:
+        """The base's own (timm's convention), by which a memory belongs to its layer; only where the base has one."""
+        return layer_groups.inside("model.", self.model.group_matcher(*args, **kwargs))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that timm's optimisers are to exempt from weight decay: every memory, and what the base says.
+
+        Decay draws a memory towards 0, where a sigmoid gate is half closed; λ₂ of the objectives is what opens gates.
+        """
+        of_base = getattr(self.model, "no_weight_decay", set)()
+        memories = {id(memory) for memory in self.memory_parameters()}
+        own = {name for name, parameter in self.named_parameters() if id(parameter) in memories}
+        return own | {f"model.{name}" for name in of_base}
 
     def __setattr__(self, name: str, value: Any) -> None:
         inner = self.__dict__.get("_modules", {}).get("model")

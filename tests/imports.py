@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     ("errors",),
     ("compiled", "outputs", "selection", "class_names"),
-    ("files", "run_state"),
+    ("files", "run_state", "layer_groups"),
     ("memory_file",),
     ("ops",),
     ("kernels",),
