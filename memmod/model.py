@@ -76,7 +76,6 @@ class ModulatedModel(nn.Module):
     @torch.inference_mode(False)
     def __init__(self, model: nn.Module, changes: Changes, class_names: tuple[str, ...] | None) -> None:
         super().__init__()
-        self.model = model
         self.num_classes = changes.num_classes
         self.class_names = class_names
         self.config = changes.config
@@ -85,6 +84,8 @@ class ModulatedModel(nn.Module):
         self.state = RunState()
         # Its modules are those that were replaced: neither parameters nor in the state dict.
         self._changes = changes
+        # After its own attributes: from here on, those that the base has too would be set there.
+        self.model = model
         for layer in self._layers().values():
             layer.state = self.state
         for parameter in self.model.parameters():
@@ -166,7 +167,9 @@ class ModulatedModel(nn.Module):
             )
 
     def _index(self, forget: Forget) -> Tensor | None:
-        return to_index(forget, self.num_classes, self.class_names, self.device)
+        device = self.device
+        # Memories that are loaded when their layer is called are on no device between calls.
+        return to_index(forget, self.num_classes, self.class_names, None if device.type == "meta" else device)
 
     def forgetting(self, forget: Forget) -> Scope:
         """A scope in which every call that reaches the layers, `forward_features` say, obeys a selection.

@@ -85,8 +85,15 @@ class Modulated(nn.Module):
             if state.probe is not None:
                 return state.probe(self, index)
             if index is None:
-                index = state.index
+                index = self._beside_memory(state.index)
         return Modulation(self.memory, self.input_memory, index)
+
+    def _beside_memory(self, index: Tensor | None) -> Tensor | None:
+        """The model's selection on this layer's device: layers of one model may be on several."""
+        if index is None:
+            return None
+        memory = self.input_memory if self.memory is None else self.memory
+        return index if index.device == memory.device else index.to(memory.device)
 
     def _apply(self, fn, recurse=True):
         kept = {id(t) for _, m in self.memories() for t in (m, m.grad) if t is not None}
