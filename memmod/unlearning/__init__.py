@@ -1,5 +1,6 @@
 """Unlearning: objectives, label expansion, and the trainer of one round in which every class is unlearned."""
 
+from memmod.unlearning.losses import unlearn_losses
 from memmod.unlearning.objectives import Batch, Terms, objective, objective_names
 from memmod.unlearning.presets import PRESETS, UnlearnConfig, preset
 from memmod.unlearning.progress import Progress
@@ -16,4 +17,5 @@ __all__ = [
     "objective",
     "objective_names",
     "preset",
+    "unlearn_losses",
 ]

@@ -18,7 +18,7 @@ from memmod.evaluation.sampled import SampledSplit
 from memmod.files.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
 from memmod.memory_file import check_memories
 from memmod.unlearning.base_logits import FrozenLogits
-from memmod.unlearning.expansion import expand
+from memmod.unlearning.losses import mixed_batch
 from memmod.unlearning.monitor import Evaluation, find_warnings
 from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, raised, weighted
 from memmod.unlearning.presets import UnlearnConfig
@@ -75,7 +75,6 @@ class Round:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.wf, self.config = trainer, trainer.wf, trainer.config
         self.objective = get_objective(self.config.objective)
-        self.set_size = min(self.config.max_set_size, self.wf.num_classes - 1)
         self.statistics = self.config.statistics_fraction if self.wf.has_batch_statistics else 0.0
         self.sampler = Sampler(trainer.train.labels, self.wf.num_classes)
         self.generator = torch.Generator().manual_seed(self.config.seed)
@@ -152,13 +151,8 @@ class Round:
         """A step in which every sample has a selection of its own."""
         images = self.sampler.mixed(self.config.batch_size, self.generator)
         labels = self.trainer.train.labels[images]
-        expansion = expand(labels, self.wf.num_classes, self.config.expansion, self.set_size, self.generator)
         x, frozen = self._load(images)
-        rows, selection, forget = (t.to(self.wf.device) for t in expansion)
-        logits = self.wf.logits(self.wf(x[rows], forget=selection))
-        frozen = None if frozen is None else frozen[rows]
-        logits = raised(logits, selection, self.config.margin)
-        return Batch(logits, labels.to(self.wf.device)[rows], selection, forget, frozen)
+        return mixed_batch(self.wf, x, labels, self.config, self.generator, frozen)
 
     def _one_class(self) -> Batch:
         """A step in which one class serves the whole batch, under the batch's own statistics."""
