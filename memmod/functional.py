@@ -22,6 +22,7 @@ from memmod.ops.autocast import cast
 from memmod.ops.autograd import output_is_enough
 from memmod.ops.calls import ConvCall, LinearCall, OutputCall
 from memmod.ops.modes import transformed
+from memmod.ops.zero_gradient import wanted, with_zero_gradient
 
 GATES = ("sigmoid", "identity", "hard")
 KEEPS = ("output", "gated")
@@ -49,7 +50,7 @@ def modulated_linear(
 
     Args:
         index: the classes each sample forgets, -1 for nothing; several in a row multiply their gates. None: nothing is
-            forgotten by any sample, the plain layer.
+            forgotten by any sample, the plain layer; memories that are trained get a gradient of zero.
         gate: "sigmoid" (s = σ(α)), "identity" (s = α) or "hard" (s = α > 0, no gradient for the memory).
         gate_bias: False leaves b outside of the gate.
         keep: "gated" keeps the gated product for the backward instead of y, for a y that is changed in place.
@@ -62,7 +63,7 @@ def modulated_linear(
     """
     _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
-        return _activated(F.linear(x, weight, bias), activation)
+        return _activated(F.linear(_owing(x, memory, input_memory), weight, bias), activation)
     x, weight, bias = cast(x, weight, bias)
     tensors = (x, weight, bias, memory, input_memory, index)
     y = dispatch.eager("modulated_linear", tensors, gate, gate_bias, keep == "gated", activation == "relu")
@@ -109,6 +110,7 @@ def modulated_conv2d(
     """
     _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
+        x = _owing(x, memory, input_memory)
         return _activated(F.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
     x, weight, bias = cast(x, weight, bias)
     stride, dilation = _pair(stride), _pair(dilation)
@@ -150,7 +152,7 @@ def modulate_output(
     """
     _check_options(gate, keep)
     if index is None:
-        return x
+        return _owing(x, memory)
     y = dispatch.eager("modulate_output", (x, memory, index), dim, gate, keep == "gated")
     if y is not None:
         return y
@@ -165,6 +167,12 @@ def modulate_output(
     return output_op.apply(
         x, memory, _usable(index), dim, gate, keep == "gated" and gate != "identity" and _learns(memory)
     )
+
+
+def _owing(x: Tensor, *memories: Tensor | None) -> Tensor:
+    """x, whose backward gives memories that the call does not use a gradient of zero."""
+    owed = wanted(memories)
+    return with_zero_gradient((x,), owed)[0] if owed and x.is_floating_point() else x
 
 
 def _activated(y: Tensor, activation: str | None) -> Tensor:

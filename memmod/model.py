@@ -17,12 +17,14 @@ from torch.utils._pytree import tree_leaves
 from memmod import layer_groups, memory_file
 from memmod.class_names import checked_names
 from memmod.compiled import uncompiled_name
+from memmod.distributed.sharded import is_sharded
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.files.state_hash import state_sha256
 from memmod.nn.leaf import call_node
 from memmod.nn.modulated import Modulated
 from memmod.ops import gating
-from memmod.outputs import logits_of
+from memmod.ops.zero_gradient import wanted, with_zero_gradient
+from memmod.outputs import logits_of, with_tensors
 from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
 from memmod.surgery import bake as _bake
@@ -108,9 +110,11 @@ class ModulatedModel(nn.Module):
         state = self.state
         if torch.compiler.is_compiling():
             # Part of somebody's compiled function, or exported.
-            before = state.enter(self._running(forget))
+            running = self._running(forget)
+            before = state.enter(running)
             try:
-                return self.model(*args, **kwargs)
+                output = self.model(*args, **kwargs)
+                return self._owing_gradients(output) if running.index is None else output
             finally:
                 state.leave(before)
         # Compiled or not, this frame is not traced (`_keep_out_of_compiled_code`): the selection is an input of the
@@ -121,7 +125,7 @@ class ModulatedModel(nn.Module):
         try:
             output = base(*args, **kwargs)
             if torch.is_grad_enabled():
-                eagerly(RunState.remember_for_backward)(state, output)
+                output = eagerly(ModulatedModel._announced)(self, output)
             return output
         finally:
             eagerly(RunState.leave)(state, before)
@@ -147,6 +151,21 @@ class ModulatedModel(nn.Module):
         of_torch = getattr(type(self.model).forward, "__module__", "").startswith("torch.")
         return None, functools.partial(_call, self.model) if of_torch else self.model, self.state.enter(running)
 
+    def _announced(self, output: Any) -> Any:
+        """The output of a forward that gradients may follow; called while its selection holds."""
+        if self.state.index is None:
+            output = self._owing_gradients(output)
+        self.state.remember_for_backward(output)
+        return output
+
+    def _owing_gradients(self, output: Any) -> Any:
+        """The output of a forward that selected nothing, whose backward gives every memory a gradient of zero.
+
+        The graph holds no layer: nothing is computed, and nothing kept, for these gradients.
+        """
+        owed = wanted(self.memory_parameters())
+        return with_tensors(output, lambda tensors: with_zero_gradient(tensors, owed)) if owed else output
+
     def logits(self, output: Any) -> Tensor:
         """The logits ``[B, C]`` in what this model, or its base, returned; where they are is in ``config.logits``.
 
@@ -156,7 +175,15 @@ class ModulatedModel(nn.Module):
         return logits_of(output, self.config.logits)
 
     def _running(self, forget: Forget) -> Running:
-        return self.state.running() if forget is None else self.state.selecting(self._index(forget))
+        running = self.state.running() if forget is None else self.state.selecting(self._index(forget))
+        eager = not torch.compiler.is_compiling()
+        if eager and running.index is None and torch.is_grad_enabled() and self._is_sharded():
+            # FSDP waits for gradients of the layers themselves: -1 for the whole batch gives them, of zero.
+            running = running._replace(index=torch.full((1,), -1, device=self.device))
+        return running
+
+    def _is_sharded(self) -> bool:
+        return any(is_sharded(memory) for memory in self.memory_parameters())
 
     def _check_batch(self, index: Tensor, args: tuple, kwargs: dict) -> None:
         x = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), None)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from memmod.errors import ModelError
 
@@ -24,6 +26,28 @@ def named_tensors(value: Any) -> Iterator[tuple[str, Tensor]]:
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in a structure, in order."""
     return [tensor for _, tensor in named_tensors(value)]
+
+
+def with_tensors(value: Any, replaced: Callable[[list[Tensor]], Sequence[Tensor]]) -> Any:
+    """A structure as `named_tensors` opens it, with what `replaced` makes of its floating tensors in their places."""
+    leaves, spec = tree_flatten(value)
+    leaves = [_opened(leaf, replaced) for leaf in leaves]
+    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    if not places:
+        return tree_unflatten(leaves, spec)
+    for place, tensor in zip(places, replaced([leaves[place] for place in places]), strict=True):
+        leaves[place] = tensor
+    return tree_unflatten(leaves, spec)
+
+
+def _opened(leaf: Any, replaced: Callable[[list[Tensor]], Sequence[Tensor]]) -> Any:
+    """A leaf of a pytree; of an object that holds tensors a copy, with what `replaced` makes of them."""
+    if isinstance(leaf, Tensor) or not tensors_in(leaf):
+        return leaf
+    opened = copy.copy(leaf)
+    for name, part in _parts(leaf):
+        object.__setattr__(opened, name, with_tensors(part, replaced))
+    return opened
 
 
 def _walk(value: Any, path: str, opened: set[int]) -> Iterator[tuple[str, Tensor]]:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # those under TYPE_CHECKING do not.
 ORDER = (
     ("errors",),
-    ("compiled", "outputs", "selection", "class_names"),
+    ("compiled", "outputs", "selection", "class_names", "distributed"),
     ("files", "run_state", "layer_groups"),
     ("memory_file",),
     ("ops",),

@@ -157,7 +157,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         shift = self.norm_shift if self.gate_bias else None
         y = F.batch_norm(z, None, None, self.norm_scale, shift, training=True, eps=self.norm_eps)
         keep = self.keep if self.gate_bias else "gated"
-        if memory is not None and index is not None:
+        if memory is not None:
             y = functional.modulate_output(y, memory, index, dim=1, gate=self.gate, keep=keep)
         y = y if self.gate_bias else y + self.norm_shift[:, None, None]
         return y if self.activation is None else F.relu(y)

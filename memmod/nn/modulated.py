@@ -24,6 +24,13 @@ class Modulation(NamedTuple):
     index: Tensor | None
 
 
+_NOTHING = Modulation(None, None, None)
+
+
+def _wide(memory: Tensor | None) -> Tensor | None:
+    return memory.float() if memory is not None and memory.dtype in (torch.bfloat16, torch.float16) else memory
+
+
 class Modulated(nn.Module):
     """Mixin of the modulated layers.
 
@@ -79,14 +86,20 @@ class Modulated(nn.Module):
         return [(name, memory) for name, memory in pairs if memory is not None]
 
     def modulation(self, index: Tensor | None) -> Modulation:
-        """The memories and selection of this call: `index` where given, else the model's selection, else nothing."""
+        """The memories and selection of this call: `index` where given, else the model's selection, else nothing.
+
+        The memories are in fp32 or fp64, whatever mixed precision made of them for this call (FSDP's casts every
+        parameter). A model's layer has none where nothing is selected: the model sees to their gradients.
+        """
         state = self.state
         if state is not None:
             if state.probe is not None:
                 return state.probe(self, index)
             if index is None:
                 index = self._beside_memory(state.index)
-        return Modulation(self.memory, self.input_memory, index)
+            if index is None:
+                return _NOTHING
+        return Modulation(_wide(self.memory), _wide(self.input_memory), index)
 
     def _beside_memory(self, index: Tensor | None) -> Tensor | None:
         """The model's selection on this layer's device: layers of one model may be on several."""

@@ -73,11 +73,11 @@ class ModulatedOutput(Modulated):
         if isinstance(x, Proxy):
             return call_node(self, (x,), {"index": index})
         memory, input_memory, index = self.modulation(index)
-        if input_memory is not None and index is not None:
+        if input_memory is not None:
             x = functional.modulate_output(x, input_memory, index, dim=self.dim, gate=self.gate, keep="gated")
         if self.inner is not None:
             x = self.inner(x)
-        if memory is None or index is None:
+        if memory is None:
             return x
         return functional.modulate_output(x, memory, index, dim=self.dim, gate=self.gate, keep=self.keep)
 

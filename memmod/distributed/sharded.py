@@ -1,0 +1,35 @@
+"""Tensors of which every process holds a part (`torch.distributed.tensor.DTensor`, as FSDP2 makes of parameters)."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether processes hold parts of `tensor`."""
+    # Not imported where nobody has: it takes half a second.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, on every process; all of them have to call it."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def parted_like(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, which every process has whole, in the parts, on the device and in the dtype of `like`."""
+    value = value.to(like.device, like.dtype)
+    if not is_sharded(like):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def empty_like(tensor: Tensor) -> Tensor:
+    """A tensor of its shape, in its parts, with values of no meaning."""
+    return torch.empty_like(tensor.detach())
