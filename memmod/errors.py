@@ -6,6 +6,9 @@ from __future__ import annotations
 class MemmodError(Exception):
     """Base of every error memmod raises on purpose; the CLI prints its message and exits with 1."""
 
+    # Whether every process of a group raises it, so that one of them says it for all.
+    everywhere = False
+
 
 class SelectionError(MemmodError, ValueError):
     """A selection (`forget`, `index`) that cannot be applied."""

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from memmod.distributed.sharded import local
 from memmod.errors import MemoryFileError
 from memmod.files.atomic import write_atomically
 from memmod.files.sealed import TENSORS_SHA256, check_card, check_tensors, read_tensors, seal
@@ -118,7 +119,7 @@ def check_memories(path: str | os.PathLike, stored: dict[str, Tensor], expected:
             raise MemoryFileError(
                 f"{path}: the memory {name} has shape {tuple(found.shape)}, this model needs {tuple(memory.shape)}"
             )
-        if found.dtype not in DTYPES or not torch.isfinite(found.to(memory.dtype)).all():
+        if found.dtype not in DTYPES or not torch.isfinite(local(found).to(memory.dtype)).all():
             raise MemoryFileError(
                 f"{path}: the memory {name} ({found.dtype}) holds values that are not finite {memory.dtype} numbers"
             )

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from memmod import layer_groups, memory_file
 from memmod.class_names import checked_names
 from memmod.compiled import uncompiled_name
-from memmod.distributed.sharded import is_sharded
+from memmod.distributed.sharded import is_sharded, parted_like, whole
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.files.state_hash import state_sha256
 from memmod.nn.leaf import call_node
@@ -261,11 +261,11 @@ class ModulatedModel(nn.Module):
         return (memory for _, memory in self.named_memories())
 
     def memory_state(self) -> dict[str, Tensor]:
-        """A copy of every memory, by name."""
-        return {name: memory.detach().clone() for name, memory in self.named_memories()}
+        """A copy of every memory, by name; whole where FSDP split them, and then every process has to call this."""
+        return {name: whole(memory.detach()).clone() for name, memory in self.named_memories()}
 
     def load_memory_state(self, memories: dict[str, Tensor]) -> None:
-        """Set every memory from a `memory_state`.
+        """Set every memory from a `memory_state`; where FSDP split them, on every process.
 
         Raises:
             MemoryFileError: missing or unknown layers, or other shapes.
@@ -274,7 +274,7 @@ class ModulatedModel(nn.Module):
         memory_file.check_memories("the memory state", memories, expected)
         with torch.no_grad():
             for name, memory in expected.items():
-                memory.copy_(memories[name])
+                memory.copy_(parted_like(memories[name], memory))
 
     def gates(self) -> dict[str, Tensor]:
         """The gate values ``[num_classes, K]`` of every memory, by name."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-import torch
 from torch import Tensor
 
 
@@ -30,6 +29,6 @@ def parted_like(value: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def empty_like(tensor: Tensor) -> Tensor:
-    """A tensor of its shape, in its parts, with values of no meaning."""
-    return torch.empty_like(tensor.detach())
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor; all of one that is not split."""
+    return tensor.to_local() if is_sharded(tensor) else tensor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from memmod.evaluation.accuracy import BATCH
 if TYPE_CHECKING:
     from memmod.data import Split
     from memmod.model import ModulatedModel
+
+ByShares = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,22 @@ class SampledSplit:
         split: images ``[N, ...]`` of every class.
         num_classes: C.
         others: how many other classes each image is run with, at most C - 1.
+        by_shares: runs a function of row numbers ``[n]`` on all of so many rows and puts the results together; default:
+            at once. `memmod.distributed.processes.by_shares` splits them over processes.
     """
 
-    def __init__(self, split: Split, num_classes: int, others: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        split: Split,
+        num_classes: int,
+        others: int,
+        generator: torch.Generator,
+        by_shares: ByShares | None = None,
+    ) -> None:
         self.images = split.batch(torch.arange(len(split)))
         self.labels = split.labels
         self.num_classes = num_classes
+        self.by_shares = by_shares or (lambda rows, run: run(torch.arange(rows)))
         ranks = torch.rand(len(split), num_classes, generator=generator)
         ranks.scatter_(1, self.labels.unsqueeze(1), 2.0)
         self.others = ranks.argsort(1)[:, : min(others, num_classes - 1)]
@@ -69,7 +82,12 @@ class SampledSplit:
         parts = []
         with torch.no_grad():
             for part in torch.arange(len(self.labels)).split(BATCH):
-                x = self.images[part].to(wf.device)
-                logits = wf.logits(wf(x, forget=selection[part].to(wf.device)))
-                parts.append(logits.argmax(1).cpu() == self.labels[part])
+
+                def right(rows: Tensor, part: Tensor = part) -> Tensor:
+                    own = part[rows]
+                    x = self.images[own].to(wf.device)
+                    logits = wf.logits(wf(x, forget=selection[own].to(wf.device)))
+                    return logits.argmax(1).cpu() == self.labels[own]
+
+                parts.append(self.by_shares(len(part), right))
         return torch.cat(parts)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from memmod.distributed.sharded import parted_like
 from memmod.errors import RunError
 from memmod.files.atomic import write_atomically
 from memmod.files.sealed import check_card, check_tensors, read_tensors, seal
@@ -131,5 +132,6 @@ def load_optimiser(optimiser: torch.optim.Optimizer, names: list[str], tensors: 
                 f"the optimiser's state {key!r} of shape {tuple(tensor.shape)} fits none of the memories: "
                 "delete the checkpoint and start anew"
             )
-        state.setdefault(names.index(name), {})[field_name] = tensor
+        like = parameters[names.index(name)].detach()
+        state.setdefault(names.index(name), {})[field_name] = parted_like(tensor, like) if tensor.dim() else tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

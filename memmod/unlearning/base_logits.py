@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from memmod.evaluation.accuracy import BATCH, batches
+from memmod.data import batches_of
+from memmod.distributed.processes import by_shares
+from memmod.evaluation.accuracy import BATCH
 
 if TYPE_CHECKING:
     from memmod.data import Split
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FrozenLogits:
-    """Logits ``[n, C]`` of the network with nothing selected.
+    """Logits ``[n, C]`` of the network with nothing selected; all processes of a group make one together.
 
     Args:
         draws: how many images the whole round will draw. A split of no more images is run once, in advance; of a larger
@@ -26,11 +29,15 @@ class FrozenLogits:
         self.wf = wf
         self.cache: Tensor | None = None
         if len(split) <= draws:
-            self.cache = torch.cat([self._run(x) for x, _ in batches(split, BATCH, wf.device)])
+            parts = batches_of(torch.arange(len(split)), BATCH)
+            self.cache = torch.cat([by_shares(len(part), partial(self._run_images, split, part)) for part in parts])
 
     def of(self, images: Tensor, x: Tensor) -> Tensor:
         """Logits of the images numbered ``[n]``, whose pixels are x ``[n, ...]``."""
         return self._run(x) if self.cache is None else self.cache[images.to(self.cache.device)]
+
+    def _run_images(self, split: Split, part: Tensor, rows: Tensor) -> Tensor:
+        return self._run(split.batch(part[rows]).to(self.wf.device))
 
     def _run(self, x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One batch of images as a step of unlearning: for `Trainer`, and for a training loop of one's own."""
+"""One batch of images as a step of unlearning, for a training loop of one's own."""
 
 from __future__ import annotations
 
@@ -47,31 +47,18 @@ def unlearn_losses(
     if objective.needs_frozen:
         with torch.no_grad():
             frozen = wf.logits(wf(x, forget=-1))
-    batch = mixed_batch(wf, x, labels, config, generator, frozen, forward)
-    return weighted(objective.terms(batch), gate_penalty(list(wf.memory_parameters()), wf.config.gate), config.lambdas)
-
-
-def mixed_batch(
-    wf: ModulatedModel,
-    x: Tensor,
-    labels: Tensor,
-    config: UnlearnConfig,
-    generator: torch.Generator,
-    frozen: Tensor | None,
-    forward: Callable[..., Any] | None = None,
-) -> Batch:
-    """A batch in which every sample has a selection of its own: the first half forgets, the rest is retained.
-
-    Args:
-        x: ``[B, ...]``; labels: int64 ``[B]``.
-        frozen: ``[B, C]`` logits of the base, where the objective needs them.
-    """
     sets = min(config.max_set_size, wf.num_classes - 1)
     expansion = expand(labels.cpu(), wf.num_classes, config.expansion, sets, generator)
     rows, selection, forget = (t.to(wf.device) for t in expansion)
     logits = wf.logits((forward or wf)(x[rows], forget=selection))
-    frozen = None if frozen is None else frozen[rows]
-    return Batch(raised(logits, selection, config.margin), labels.to(wf.device)[rows], selection, forget, frozen)
+    batch = Batch(
+        raised(logits, selection, config.margin),
+        labels.to(wf.device)[rows],
+        selection,
+        forget,
+        None if frozen is None else frozen[rows],
+    )
+    return weighted(objective.terms(batch), gate_penalty(list(wf.memory_parameters()), wf.config.gate), config.lambdas)
 
 
 def _check_batch(wf: ModulatedModel, x: Tensor, labels: Tensor) -> None:

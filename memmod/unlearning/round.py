@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from memmod.distributed import processes
+from memmod.distributed.sharded import parted_like, whole
 from memmod.errors import MemmodError, RunError
 from memmod.evaluation.sampled import SampledSplit
+from memmod.files import sharded_checkpoint
 from memmod.files.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
 from memmod.memory_file import check_memories
 from memmod.unlearning.base_logits import FrozenLogits
-from memmod.unlearning.losses import mixed_batch
+from memmod.unlearning.expansion import expand
 from memmod.unlearning.monitor import Evaluation, find_warnings
 from memmod.unlearning.objectives import Batch, Losses, gate_penalty, get_objective, raised, weighted
+from memmod.unlearning.parallel import Parallel, put_back, snapshot
 from memmod.unlearning.presets import UnlearnConfig
 from memmod.unlearning.progress import Progress
 from memmod.unlearning.sampling import Sampler
@@ -28,8 +32,6 @@ from memmod.unlearning.sampling import Sampler
 if TYPE_CHECKING:
     from memmod.unlearning.round_progress import RoundProgress
     from memmod.unlearning.trainer import Trainer
-
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -74,18 +76,25 @@ class Round:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer, self.wf, self.config = trainer, trainer.wf, trainer.config
+        self.names = [name for name, _ in self.wf.named_memories()]
         self.objective = get_objective(self.config.objective)
+        self.set_size = min(self.config.max_set_size, self.wf.num_classes - 1)
         self.statistics = self.config.statistics_fraction if self.wf.has_batch_statistics else 0.0
+        processes.check_same("round", self._description())
+        self.parallel = Parallel(self.wf, self.config)
         self.sampler = Sampler(trainer.train.labels, self.wf.num_classes)
         self.generator = torch.Generator().manual_seed(self.config.seed)
         self.sampled = SampledSplit(
-            trainer.validation, self.wf.num_classes, self.config.validation_others, self.generator
+            trainer.validation,
+            self.wf.num_classes,
+            self.config.validation_others,
+            self.generator,
+            processes.by_shares,
         )
         self.base_retain = self.sampled.base_accuracy(self.wf)
         self.frozen = None
         if self.objective.needs_frozen:
             self.frozen = FrozenLogits(self.wf, trainer.train, self.config.steps * self.config.batch_size)
-        self.names = [name for name, _ in self.wf.named_memories()]
         self.memories = list(self.wf.memory_parameters())
         self.optimiser = torch.optim.Adam(self.memories, lr=self.config.lr)
 
@@ -95,7 +104,7 @@ class Round:
         self.since_evaluation: list[list[float]] = []
         self.warned: set[str] = set()
         self.best: Evaluation | None = None
-        self.best_memories: dict[str, Tensor] = self.wf.memory_state()
+        self.best_memories: dict[str, Tensor] = snapshot(self.wf)
 
     def run(self) -> None:
         """Every step that is left."""
@@ -104,7 +113,7 @@ class Round:
             self.evaluate()
         while self.step < self.config.steps:
             losses = self.advance()
-            self.trainer.progress(Progress(self.step, self.config.steps, losses=losses))
+            self._tell(Progress(self.step, self.config.steps, losses=losses))
             self.seconds = before + time.monotonic() - started
             if self.step % self.config.eval_every == 0 or self.step == self.config.steps:
                 self.evaluate()
@@ -119,10 +128,11 @@ class Round:
             RunError: a loss or a gradient is not finite; the memories are as they were before.
         """
         terms = self.objective.terms(self._one_class() if self._one_class_next() else self._mixed())
-        losses = weighted(terms, gate_penalty(self.memories, self.wf.config.gate), self.config.lambdas)
+        penalty = whole(gate_penalty(self.memories, self.wf.config.gate))
+        losses = weighted(terms, penalty, self.config.lambdas)
         self.optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
-        norm = nn.utils.clip_grad_norm_([m for m in self.memories if m.grad is not None], self.config.clip)
+        self.parallel.backward(losses, self.config.lambdas)
+        norm = self.parallel.clip(self.memories, self.config.clip)
         *values, norm_value = torch.stack([*losses, norm.to(losses.total.dtype)]).detach().tolist()
         self._check_finite(Losses(*values), norm_value)
         self.optimiser.step()
@@ -151,25 +161,38 @@ class Round:
         """A step in which every sample has a selection of its own."""
         images = self.sampler.mixed(self.config.batch_size, self.generator)
         labels = self.trainer.train.labels[images]
-        x, frozen = self._load(images)
-        return mixed_batch(self.wf, x, labels, self.config, self.generator, frozen)
+        expansion = expand(labels, self.wf.num_classes, self.config.expansion, self.set_size, self.generator)
+        mine = processes.share(len(expansion.rows))
+        needed, rows = expansion.rows[mine].unique(return_inverse=True)
+        x, frozen = self._load(images[needed])
+        rows, own, selection, forget = (
+            t.to(self.wf.device) for t in (rows, expansion.selection[mine], expansion.selection, expansion.forget)
+        )
+        logits = self.wf.logits(self.parallel.model(x[rows], forget=own))
+        labels = labels[expansion.rows].to(self.wf.device)
+        return self._batch(logits, labels, selection, forget, None if frozen is None else frozen[rows])
 
     def _one_class(self) -> Batch:
         """A step in which one class serves the whole batch, under the batch's own statistics."""
         size = self.config.batch_size
         forgotten = max(1, size // ONE_CLASS_SHARE)
         c, images = self.sampler.one_class(forgotten, size - forgotten, self.generator)
-        x, frozen = self._load(images)
-        with self.wf.batch_statistics():
-            logits = self.wf.logits(self.wf(x, forget=c))
+        x, frozen = self._load(images[processes.share(size)])
+        with self.wf.batch_statistics(), self.parallel.statistics():
+            logits = self.wf.logits(self.parallel.model(x, forget=c))
         labels = self.trainer.train.labels[images].to(logits.device)
         selection = torch.full((size, 1), c, device=logits.device)
-        logits = raised(logits, selection, self.config.margin)
-        return Batch(logits, labels, selection, torch.arange(size, device=logits.device) < forgotten, frozen)
+        return self._batch(logits, labels, selection, torch.arange(size, device=logits.device) < forgotten, frozen)
 
     def _load(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         x = self.trainer.train.batch(images).to(self.wf.device)
         return x, None if self.frozen is None else self.frozen.of(images, x)
+
+    def _batch(self, logits: Tensor, labels: Tensor, selection: Tensor, forget: Tensor, frozen: Tensor | None) -> Batch:
+        """What the objective sees: all processes' rows, of which logits and frozen logits are this one's share."""
+        logits = processes.gather_rows(logits, len(labels))
+        frozen = None if frozen is None else processes.gather_rows(frozen, len(labels))
+        return Batch(raised(logits, selection, self.config.margin), labels, selection, forget, frozen)
 
     def evaluate(self) -> None:
         """Measure this state on the validation split, keep it if it is the best, warn of what is wrong with it."""
@@ -182,31 +205,40 @@ class Round:
         self.history.append(evaluation)
         self.since_evaluation.clear()
         if evaluation.better_than(self.best):
-            self.best, self.best_memories = evaluation, self.wf.memory_state()
+            self.best, self.best_memories = evaluation, snapshot(self.wf)
         # early on, every class lags and the rest has not settled
         if 2 * self.step >= self.config.steps:
             self._warn(evaluation)
-        self.trainer.progress(Progress(self.step, self.config.steps, evaluation=evaluation))
+        self._tell(Progress(self.step, self.config.steps, evaluation=evaluation))
+
+    def _tell(self, progress: Progress) -> None:
+        if self.parallel.is_first:
+            self.trainer.progress(progress)
 
     def _warn(self, evaluation: Evaluation) -> dict[str, str]:
         """Log what is wrong with a state, each kind once per round."""
         found = find_warnings(evaluation, self.base_retain, self.trainer.class_names)
         for kind in sorted(found.keys() - self.warned):
-            logger.warning(found[kind])
+            self._log(found[kind])
         self.warned |= found.keys()
         return found
 
+    def _log(self, warning: str) -> None:
+        if self.parallel.is_first:
+            logger.warning(warning)
+
     def keep_best(self) -> None:
         """Put the best state's memories into the model."""
-        self.wf.load_memory_state(self.best_memories)
+        put_back(self.wf, self.best_memories)
 
     def result(self) -> UnlearnResult:
         warnings = tuple(self._warn(self.best).values())
         return UnlearnResult(self.config, tuple(self.history), self.best, self.base_retain, warnings, self.seconds)
 
     def save(self) -> None:
-        """Write the checkpoint, where there is a run folder."""
-        if self.trainer.path is None:
+        """Write the checkpoint, where there is a run folder: process 0 for all, or each its parts of split memories."""
+        path = self.trainer.path
+        if path is None or not (self.parallel.is_first or self.parallel.sharded):
             return
         progress = {
             "step": self.step,
@@ -218,12 +250,18 @@ class Round:
             "environment": _environment(),
         }
         tensors = {
-            "memories": self.wf.memory_state(),
+            "memories": snapshot(self.wf),
             "best": self.best_memories,
             "optimiser": optimiser_tensors(self.optimiser, self.names),
             "generators": {"draws": self.generator.get_state(), **_random_state(self.wf.device)},
         }
-        Checkpoint(self._description(), progress, tensors).save(self.trainer.path)
+        checkpoint = Checkpoint(self._description(), progress, tensors)
+        if not self.parallel.sharded:
+            checkpoint.save(path)
+            sharded_checkpoint.remove(path.with_name(sharded_checkpoint.FOLDER_NAME))
+            return
+        sharded_checkpoint.save(checkpoint, path.with_name(sharded_checkpoint.FOLDER_NAME))
+        processes.by_first(lambda: path.unlink(missing_ok=True))
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Take over the state of a checkpoint of this very round.
@@ -236,17 +274,19 @@ class Round:
 
         progress, tensors = checkpoint.checked_progress(RoundProgress, GROUPS, path), checkpoint.tensors
         if progress.environment != _environment():
-            logger.warning(
+            self._log(
                 f"the checkpoint {path} was written under {progress.environment}, this is {_environment()}: "
                 "the memories will differ in their last bits from those of an uninterrupted round"
             )
         try:
             self._check_progress(progress)
-            check_memories("the best state", tensors["best"], dict(self.wf.named_memories()))
+            memories = dict(self.wf.named_memories())
+            check_memories("the best state", tensors["best"], memories)
+            check_memories("the memory state", tensors["memories"], memories)
             load_optimiser(self.optimiser, self.names, tensors["optimiser"])
             self.generator.set_state(tensors["generators"]["draws"])
             _set_random_state(self.wf.device, tensors["generators"])
-            self.wf.load_memory_state(tensors["memories"])
+            put_back(self.wf, self._parted(tensors["memories"]))
         except (MemmodError, RuntimeError, TypeError, KeyError) as error:
             raise RunError(f"the checkpoint {path} does not fit this round ({error}): delete it, start anew") from error
         self.step = progress.step
@@ -255,7 +295,10 @@ class Round:
         self.since_evaluation = progress.since_evaluation
         self.best = progress.best
         self.warned = set(progress.warned)
-        self.best_memories = tensors["best"]
+        self.best_memories = self._parted(tensors["best"])
+
+    def _parted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: parted_like(tensors[name], memory) for name, memory in self.wf.named_memories()}
 
     def _check_progress(self, progress: RoundProgress) -> None:
         if progress.step > self.config.steps:
@@ -282,7 +325,8 @@ def _digest(labels: Tensor) -> str:
 
 
 def _environment() -> dict[str, Any]:
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    found = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return found if processes.count() == 1 else {**found, "processes": processes.count()}
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from memmod.data import at_most, check_classes
+from memmod.distributed import processes
 from memmod.errors import DataError, ModelError, RunError
+from memmod.files import sharded_checkpoint
 from memmod.files.checkpoint import FILE_NAME, Checkpoint
 from memmod.unlearning.presets import UnlearnConfig, default
 from memmod.unlearning.progress import Progress
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
 
 class Trainer:
     """Trains the memories of a modulated model; the base stays frozen, the test split is never looked at.
+
+    In a process group (`torch.distributed.init_process_group`) all processes share the round: each makes a `Trainer`
+    of the same model, data and settings, runs its rows of every batch, and ends with the memories that one process
+    would come to, but for the order of sums. Process 0 writes, reports progress and warns. Where FSDP has split the
+    memories (`memmod.distributed.sharding.shard`), they, their gradients and the optimiser stay split.
 
     Args:
         wf: the modulated model; `fit` changes its memories.
@@ -81,23 +90,48 @@ class Trainer:
             RunError: the loss is not finite (the best state is kept, in the model and in the checkpoint); a checkpoint
                 of another run, or one that `resume` was not given for.
         """
-        checkpoint = self._find_checkpoint(resume)
+        with _others_awaited():
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> UnlearnResult:
+        found = processes.by_first(lambda: self._find_checkpoint(resume))
         with _own_random_numbers(self.config.seed, self.wf.device):
             round_ = Round(self)
-            if checkpoint is not None:
-                round_.restore(checkpoint, self.path)
+            if found is not None:
+                checkpoint = self._load_checkpoint(found)
+                processes.agreed(lambda: round_.restore(checkpoint, found))
             try:
                 round_.run()
             finally:
                 round_.keep_best()
         return round_.result()
 
-    def _find_checkpoint(self, resume: bool) -> Checkpoint | None:
-        if self.path is None or not self.path.exists():
+    def _find_checkpoint(self, resume: bool) -> Path | None:
+        """The newest checkpoint: a file, or the folder of one that is in parts."""
+        if self.path is None:
             return None
+        folder = self.path.with_name(sharded_checkpoint.FOLDER_NAME)
+        there = [path for path in (self.path, sharded_checkpoint.card_of(folder)) if path.exists()]
+        if not there:
+            return None
+        newest = max(there, key=lambda path: path.stat().st_mtime_ns)
+        found = self.path if newest == self.path else folder
         if not resume:
-            raise RunError(f"{self.path} holds an earlier round: resume it, delete it, or choose another run folder")
-        return Checkpoint.load(self.path)
+            raise RunError(f"{found} holds an earlier round: resume it, delete it, or choose another run folder")
+        return found
+
+    def _load_checkpoint(self, path: Path) -> Checkpoint:
+        if path == self.path:
+            return processes.by_first(lambda: Checkpoint.load(path))
+        memories = dict(self.wf.named_memories())
+
+        def empty(group: str, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            memory = memories.get(name.rpartition(":")[0] if group == "optimiser" else name)
+            if memory is None or tuple(memory.shape) != shape:
+                return torch.empty(shape, dtype=dtype)
+            return torch.empty_like(memory.detach(), dtype=dtype)
+
+        return sharded_checkpoint.load(path, empty)
 
 
 def _held_out(train: Split, config: UnlearnConfig, class_names: tuple[str, ...]) -> tuple[Split, Split]:
@@ -112,3 +146,18 @@ def _own_random_numbers(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _others_awaited() -> Iterator[None]:
+    """A scope that says in words when another process ended while this one waited for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = (dist.DistError,) if dist.is_available() else ()
+        if processes.count() == 1 or not (isinstance(error, lost) or "gloo" in str(error)):
+            raise
+        raise RunError(
+            f"process {processes.rank()} of {processes.count()} waited for another one, which ended or does not "
+            "answer: that one says why; start all of them again with resume"
+        ) from error
