@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from memmod import layer_groups, memory_file
 from memmod.class_names import checked_names
 from memmod.compiled import uncompiled_name
+from memmod.distributed import processes
 from memmod.distributed.sharded import is_sharded, parted_like, whole
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.files.state_hash import state_sha256
@@ -328,6 +329,8 @@ class ModulatedModel(nn.Module):
     def save_memory(self, path: str | os.PathLike, card: dict[str, Any] | None = None) -> None:
         """Write the memories and their card as safetensors, atomically.
 
+        Where FSDP split the memories, every process has to call this, and process 0 writes.
+
         Args:
             card: what else to record (seeds, metrics, ...), as JSON values.
 
@@ -342,7 +345,15 @@ class ModulatedModel(nn.Module):
             "config": self.config.to_dict(),
             "layers": list(self._layers()),
         }
-        memory_file.write_memory_file(path, self.memory_state(), {**(card or {}), **own})
+        writes = processes.rank() == 0 or not self._is_sharded()
+        memories = {}
+        for name, memory in self.named_memories():
+            value = whole(memory.detach())
+            if writes:
+                # Off the device one by one: all of them whole may be more than it holds.
+                memories[name] = value.cpu()
+        if writes:
+            memory_file.write_memory_file(path, memories, {**(card or {}), **own})
 
     @classmethod
     def from_file(cls, base: nn.Module, path: str | os.PathLike, example_input: Any = None) -> ModulatedModel:

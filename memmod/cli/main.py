@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,6 +24,7 @@ from memmod.cli.options import (
     Overwrite,
     Resume,
     Seed,
+    Shard,
     Threads,
     UnlearnedRun,
     app,
@@ -35,7 +36,11 @@ from memmod.cli.options import (
     parse_classes,
     prepare,
 )
+from memmod.distributed.launched import launched_rank
 from memmod.errors import RunError
+
+if TYPE_CHECKING:
+    from memmod.runs.restore import Base
 
 # torch and what needs it are imported inside the commands, so that --help and usage errors come at once
 
@@ -121,6 +126,8 @@ def train(
         "memmod unlearn --data digits --model resnet",
         "memmod unlearn --base runs/vit-1 --preset fast",
         "memmod unlearn --data fashion-mnist --model resnet --resume",
+        "torchrun --nproc-per-node 4 -m memmod unlearn --base runs/vit-1 --device cuda",
+        "torchrun --nnodes 2 --nproc-per-node 8 ... -m memmod unlearn --base runs/large --device cuda --shard",
     ),
 )
 def unlearn(
@@ -160,44 +167,51 @@ def unlearn(
     image_size: ImageSize = None,
     download: Download = False,
     device: Device = "cpu",
+    shard: Shard = False,
     threads: Threads = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Train the memories of all classes of a base in one round; its weights stay as they are."""
+    """Train the memories of all classes of a base in one round; its weights stay as they are.
+
+    Started by torchrun, its processes share the round: each runs a part of every batch.
+    """
     from memmod.cli.terminal import checking_bar, say, unlearning_bar
+    from memmod.distributed import processes
+    from memmod.distributed.launch import own_device, process_group
     from memmod.runs import commands
-    from memmod.runs.restore import restore_base
 
     prepare(threads)
     check_exclusive(resume, overwrite)
-    found = restore_base(base or default_folder(data or "digits", model or "resnet"))
-    if model is not None and model != found.meta["model"]:
-        raise RunError(f"the base in {found.folder} is a {found.meta['model']!r}, not the {model!r} that --model names")
-    folder = out or found.folder.with_name(f"{found.folder.name}-unlearned")
-    changes = given(
-        objective=objective,
-        steps=steps,
-        lr=lr,
-        batch_size=batch_size,
-        expansion=expansion,
-        margin=margin,
-        max_set_size=max_set_size,
-        eval_every=eval_every,
-        seed=seed,
-    )
-    names = found.meta["class_names"]
-    with unlearning_bar(names, console) as progress, checking_bar(Console(stderr=True)) as on_checked:
-        unlearned = commands.unlearn(
-            found,
-            folder,
-            commands.UnlearnOptions(preset, changes, tuple(skip or ()), device),
-            data=commands.DataOptions(data or found.meta["data"], data_root, image_size, download),
-            resume=resume,
-            overwrite=overwrite,
-            progress=progress,
-            on_checked=on_checked,
+    with process_group(own_device(device)):
+        folder_of_base = base or default_folder(data or "digits", model or "resnet")
+        found = processes.agreed(lambda: _base_of(folder_of_base, model))
+        folder = out or found.folder.with_name(f"{found.folder.name}-unlearned")
+        changes = given(
+            objective=objective,
+            steps=steps,
+            lr=lr,
+            batch_size=batch_size,
+            expansion=expansion,
+            margin=margin,
+            max_set_size=max_set_size,
+            eval_every=eval_every,
+            seed=seed,
         )
+        names = found.meta["class_names"]
+        with unlearning_bar(names, console) as progress, checking_bar(Console(stderr=True)) as on_checked:
+            unlearned = commands.unlearn(
+                found,
+                folder,
+                commands.UnlearnOptions(preset, changes, tuple(skip or ()), device, shard),
+                data=commands.DataOptions(data or found.meta["data"], data_root, image_size, download),
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+                on_checked=on_checked,
+            )
+    if launched_rank() > 0:
+        return
     metrics = unlearned.run.metrics()
     best = metrics["best"]
     say(
@@ -337,6 +351,16 @@ def info() -> None:
     from memmod.info import main as print_info
 
     print_info()
+
+
+def _base_of(folder: Path, model: str | None) -> Base:
+    """The base in a folder. Raises RunError where it is another model than `model`, if that is given."""
+    from memmod.runs.restore import restore_base
+
+    found = restore_base(folder)
+    if model is not None and model != found.meta["model"]:
+        raise RunError(f"the base in {found.folder} is a {found.meta['model']!r}, not the {model!r} that --model names")
+    return found
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from memmod.errors import MemmodError
+from memmod.distributed.launched import launched_count, launched_rank
+from memmod.errors import MemmodError, RunError
 
 # torch and what needs it are imported inside the commands, so that --help and usage errors come at once
 
@@ -31,6 +32,8 @@ ORDER = (
     "bake",
     "info",
 )
+# Commands that several processes can share.
+SHARED = ("unlearn",)
 
 console = Console()
 
@@ -53,8 +56,22 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (MemmodError, OSError) as error:
-            typer.echo(f"memmod: {error}", err=True)
+            everywhere = getattr(error, "everywhere", False)
+            if launched_rank() == 0 or not everywhere:
+                where = f"on process {launched_rank()}: " if launched_count() > 1 and not everywhere else ""
+                typer.echo(f"memmod: {where}{error}", err=True)
             raise typer.Exit(1) from None
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        if launched_count() > 1 and found[0] not in SHARED:
+            error = RunError(
+                f"{launched_count()} processes were started, but `memmod {found[0]}` is the work of one: start it "
+                f"without torchrun; {', '.join(f'`memmod {name}`' for name in SHARED)} alone runs on several"
+            )
+            error.everywhere = True
+            raise error
+        return found
 
 
 def examples(*lines: str) -> str:
@@ -82,6 +99,9 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted 
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in the same folder.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default="torch's choice")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of every random draw.")]
+Shard = Annotated[
+    bool, typer.Option("--shard", help="Split base, memories and optimiser over torchrun's processes (FSDP).")
+]
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU.")]
 MovedBase = Annotated[Path | None, typer.Option("--base", help="The base's run folder, if it has moved since.")]
 Oracles = Annotated[
@@ -135,5 +155,8 @@ def prepare(threads: int | None) -> None:
     logger = logging.getLogger("memmod")
     if not logger.handlers:
         logger.addHandler(RichHandler(console=Console(stderr=True), show_time=False, show_path=False))
+    # One process speaks for all.
+    console.quiet = launched_rank() > 0
+    logger.setLevel(logging.ERROR if console.quiet else logging.NOTSET)
     if threads is not None:
         torch.set_num_threads(threads)

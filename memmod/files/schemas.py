@@ -83,6 +83,22 @@ class CheckpointCard(msgspec.Struct, frozen=True):
     card_sha256: Sha256
 
 
+class ShardedCheckpointCard(msgspec.Struct, frozen=True):
+    """The card of a checkpoint in parts: `folder` holds the `files`, by name with their SHA-256, of the `tensors`.
+
+    Of each tensor its dtype and shape.
+    """
+
+    format: str
+    version: int
+    folder: Annotated[str, msgspec.Meta(pattern="^step-[0-9]+-[0-9a-f]+$")]
+    run: dict[str, Any]
+    progress: dict[str, Any]
+    tensors: dict[str, tuple[str, list[Annotated[int, msgspec.Meta(ge=0)]]]]
+    files: dict[str, Sha256]
+    card_sha256: Sha256
+
+
 class TrainingProgress(msgspec.Struct, frozen=True):
     """How far the training of a base is."""
 

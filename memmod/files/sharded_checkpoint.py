@@ -13,7 +13,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -62,7 +62,7 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         "folder": name,
         "run": checkpoint.run,
         "progress": checkpoint.progress,
-        "tensors": {key: [str(tensor.dtype), *tensor.shape] for key, tensor in flat.items()},
+        "tensors": {key: [str(tensor.dtype), list(tensor.shape)] for key, tensor in flat.items()},
     }
     processes.by_first(lambda: _finish(folder, own, card))
 
@@ -80,7 +80,7 @@ def load(folder: Path, empty: Empty) -> Checkpoint:
     card = processes.by_first(lambda: _checked_card(folder, origin))
     flat: dict[str, Tensor] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
-    for key, (dtype, *shape) in card["tensors"].items():
+    for key, (dtype, shape) in card["tensors"].items():
         group, _, name = key.partition("/")
         if dtype not in _DTYPES:
             origin.refuse(f"is damaged: {key} is of type {dtype}")
@@ -139,18 +139,6 @@ def _finish(folder: Path, own: Path, card: dict[str, Any]) -> None:
 
 
 def _checked_card(folder: Path, origin: Origin) -> dict[str, Any]:
-    import msgspec
-
-    class Card(msgspec.Struct, frozen=True):
-        format: str
-        version: int
-        folder: Annotated[str, msgspec.Meta(pattern=r"^step-\d+-[0-9a-f]+$")]
-        run: dict[str, Any]
-        progress: dict[str, Any]
-        tensors: dict[str, Annotated[list[Any], msgspec.Meta(min_length=1)]]
-        files: dict[str, str]
-        card_sha256: str
-
     try:
         card = parse(card_of(folder).read_bytes(), origin)
     except OSError as error:
@@ -162,7 +150,9 @@ def _checked_card(folder: Path, origin: Origin) -> dict[str, Any]:
             f"the checkpoint {folder} has format version {card.get('version')}, this memmod reads {FORMAT_VERSION}: go "
             "on with the memmod that wrote it, or start anew"
         )
-    check(card, Card, origin)
+    from memmod.files.schemas import ShardedCheckpointCard
+
+    check(card, ShardedCheckpointCard, origin)
     check_card(card, origin)
     own = folder / card["folder"]
     there = {path.name: path for path in own.iterdir()} if own.is_dir() else {}

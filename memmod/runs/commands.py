@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from memmod.data import Dataset, check_classes, load_data
+from memmod.distributed import processes
+from memmod.distributed.launch import own_device
+from memmod.distributed.sharding import shard
 from memmod.errors import RunError, SelectionError
 from memmod.evaluation import Accuracies, Scorecard, restandardised, scorecard, without_gates
 from memmod.evaluation import evaluate as measure
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
-from memmod.model import ModulateConfig, modulate
+from memmod.model import ModulateConfig, ModulatedModel, modulate
 from memmod.runs.device import usable_device
 from memmod.runs.export import in_base_architecture, write_state
 from memmod.runs.folder import MEMORY, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, versions, write_json
@@ -121,12 +124,16 @@ def _is_occupied(out: str | os.PathLike[str]) -> bool:
 
 @dataclass(frozen=True)
 class UnlearnOptions:
-    """How to unlearn: a preset, the fields of `UnlearnConfig` that differ from it, and layers to leave alone."""
+    """How to unlearn: a preset, the fields of `UnlearnConfig` that differ from it, and layers to leave alone.
+
+    `shard` splits base, memories and optimiser over the processes of a group.
+    """
 
     preset: str = "default"
     changes: dict[str, Any] = field(default_factory=dict)
     skip: tuple[str, ...] = ()
     device: str = "cpu"
+    shard: bool = False
 
 
 def unlearn(
@@ -142,29 +149,29 @@ def unlearn(
 ) -> Unlearned:
     """Train the memories of all classes of a base in one round, and keep them in the run folder `out`.
 
+    The processes of a group share the round (`Trainer`); all of them call this, and process 0 writes.
+
     Args:
         data: default: what the base was trained on.
-        resume: go on from the checkpoint of an interrupted run of the same settings, or start where there is none. A
-            finished run is returned as it is.
-        progress: called after every step and every evaluation of the round.
-        on_checked: called with (training images checked, images in all) before the first step.
+        resume: go on from the checkpoint of an interrupted run of the same settings, or start where there is none, on
+            any number of processes. A finished run is returned as it is.
+        progress: called after every step and every evaluation of the round, on process 0.
+        on_checked: called with (training images checked, images in all) before the first step, on process 0: of its
+            share.
 
     Raises:
         MemmodError: data or base missing or unusable, existing run folder, other settings than the run to resume, a
             loss that is not finite (the best state so far is kept).
     """
     options = options or UnlearnOptions()
-    device = usable_device(options.device)
+    device = processes.agreed(lambda: usable_device(own_device(options.device)))
     wanted = data or DataOptions(base.meta["data"])
-    dataset = base.load_data(
-        wanted.data, root=wanted.root, image_size=wanted.image_size, download=wanted.download or None
-    )
+    dataset = _load_together(base, wanted)
     example = dataset.train.batch(torch.arange(2))
-    wf = modulate(
-        base.model, dataset.num_classes, example, ModulateConfig(skip=options.skip), class_names=dataset.class_names
-    )
-    wf.to(device, memory_format=LAYOUT)
-    config = preset(options.preset, wf, **options.changes)
+    wf = processes.agreed(lambda: _modulated(base, dataset, example, options))
+    if not options.shard:
+        wf.to(device, memory_format=LAYOUT)
+    config = processes.agreed(lambda: preset(options.preset, wf, **options.changes))
     settings = {
         **wanted.settings(),
         "base": str(base.folder),
@@ -174,24 +181,63 @@ def unlearn(
         "preset": options.preset,
         **config.to_dict(),
     }
-    run = None
-    if not overwrite and _is_occupied(out):
-        run = RunFolder.start(out, "unlearn", settings, resume=resume)
-        if run.file(METRICS).exists():
-            remove_checkpoint(run)
-            return restore_unlearned(run.path, base.folder)
-    check_classes(f"the training split of {dataset.name}", dataset.train.labels, dataset.class_names, at_least=2)
-    dataset.train.check(on_checked)
-    wf.verify(example.to(device))
-    if run is None:
-        run = RunFolder.start(out, "unlearn", settings, resume=resume, overwrite=overwrite)
-    trainer = Trainer(wf, dataset, config, run.path, progress=progress)
+    processes.check_same("run", {**settings, "out": str(out), "resume": resume, "shard": options.shard})
+
+    def entered() -> RunFolder | None:
+        if overwrite or not _is_occupied(out):
+            return None
+        return RunFolder.start(out, "unlearn", settings, resume=resume)
+
+    run = processes.by_first(entered)
+    if run is not None and processes.by_first(lambda: run.file(METRICS).exists()):
+        processes.by_first(lambda: remove_checkpoint(run))
+        return processes.agreed(lambda: restore_unlearned(run.path, base.folder))
+    processes.agreed(lambda: _check_images(dataset, on_checked))
+    processes.agreed(lambda: wf.verify(example.to(wf.device)))
+    if options.shard:
+        processes.agreed(lambda: shard(wf, device))
+    run = run or processes.by_first(
+        lambda: RunFolder.start(out, "unlearn", settings, resume=resume, overwrite=overwrite)
+    )
+    trainer = processes.agreed(lambda: Trainer(wf, dataset, config, run.path, progress=progress))
     result = trainer.fit(resume=resume)
     card = {"unlearning": config.to_dict(), "seed": config.seed, "data": dataset.name, "model": base.meta["model"]}
-    wf.save_memory(run.file(MEMORY), {**card, "metrics": result.best.to_dict()})
-    run.write_metrics(result.to_dict())
-    remove_checkpoint(run)
+    if options.shard or processes.rank() == 0:
+        wf.save_memory(run.file(MEMORY), {**card, "metrics": result.best.to_dict()})
+
+    def finish() -> None:
+        run.write_metrics(result.to_dict())
+        remove_checkpoint(run)
+
+    processes.by_first(finish)
     return Unlearned(run, base, wf)
+
+
+def _load_together(base: Base, wanted: DataOptions) -> Dataset:
+    """The data set on every process; what is to be downloaded process 0 downloads."""
+
+    def load() -> Dataset:
+        return base.load_data(
+            wanted.data, root=wanted.root, image_size=wanted.image_size, download=wanted.download or None
+        )
+
+    if wanted.download:
+        processes.by_first(lambda: load() and None)
+    return processes.agreed(load)
+
+
+def _modulated(base: Base, dataset: Dataset, example: torch.Tensor, options: UnlearnOptions) -> ModulatedModel:
+    config = ModulateConfig(skip=options.skip)
+    return modulate(base.model, dataset.num_classes, example, config, class_names=dataset.class_names)
+
+
+def _check_images(dataset: Dataset, on_checked: Checked | None) -> None:
+    """Check the training images, each process its share of them."""
+    train = dataset.train
+    check_classes(f"the training split of {dataset.name}", train.labels, dataset.class_names, at_least=2)
+    if processes.count() > 1:
+        train = train.subset(processes.share(len(train)))
+    train.check(on_checked if processes.rank() == 0 else None)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import msgspec
 
 from memmod.errors import RunError
+from memmod.files import sharded_checkpoint
 from memmod.files.atomic import write_atomically
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.files.strict_json import Origin, as_json, check, dump, parse
@@ -242,6 +243,7 @@ def remove_checkpoint(run: RunFolder) -> None:
     """Remove the checkpoint of a finished run, and what a kill left of one that was being written."""
     for path in (run.file(CHECKPOINT), *run.path.glob(f".{CHECKPOINT}.*")):
         path.unlink(missing_ok=True)
+    sharded_checkpoint.remove(run.file(sharded_checkpoint.FOLDER_NAME))
 
 
 def slug(text: str) -> str:

@@ -67,7 +67,7 @@ class Parallel:
 
     def backward(self, losses: Losses, lambdas: tuple[float, float, float]) -> None:
         """Give every memory its gradient of the weighted sum over the rows of all processes."""
-        if self.count == 1:
+        if self.count == 1 and not self.sharded:
             losses.total.backward()
             return
         # DDP and FSDP take the mean over processes of what are parts of one sum. The gates' penalty is the same on all.

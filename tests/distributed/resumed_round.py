@@ -1,4 +1,4 @@
-"""One process of a group whose round is killed or goes on: resumed_round.py FOLDER FILE [sharded] [PROCESS:KIND:STEP]."""
+"""One of the processes of a round that is killed or goes on: FOLDER FILE [sharded] [PROCESS:KIND:STEP]."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def card(folder: Path) -> Path:
     return folder / FOLDER_NAME / "card.json"
 
 
-def rewrite(folder: Path, **changes) -> None:
+def rewrite(folder: Path, /, **changes) -> None:
     found = json.loads(card(folder).read_text())
     card(folder).write_text(json.dumps({**found, **changes}))
 
@@ -112,10 +112,7 @@ def cut(folder: Path) -> None:
 DAMAGE = {
     "cut": (cut, "is missing or was changed"),
     "missing": (lambda folder: first_part(folder).unlink(), "is missing or was changed"),
-    "more": (
-        lambda folder: shutil.copy(first_part(folder), first_part(folder).with_name("x")),
-        "does not belong to it",
-    ),
+    "more": (lambda folder: first_part(folder).with_name("x").write_text(""), "does not belong to it"),
     "no card": (lambda folder: card(folder).write_text("{"), "cannot be read as JSON"),
     "another card": (lambda folder: card(folder).write_text("{}"), "is not a checkpoint of memmod"),
     "version": (lambda folder: rewrite(folder, version=9), "has format version 9"),
@@ -133,6 +130,13 @@ def test_damage_is_refused(tmp_path: Path, split: Path, damage: str) -> None:
     with pytest.raises(RunError) as caught:
         alone(tmp_path / "round")
     assert words in str(caught.value) and FOLDER_NAME in str(caught.value)
+
+
+def test_a_finished_round_in_parts_is_whole_again_on_one_process(
+    tmp_path: Path, split: Path, expected: dict[str, Tensor]
+) -> None:
+    shutil.copytree(split, tmp_path / "round")
+    alike(alone(tmp_path / "round"), expected)
 
 
 def test_a_split_checkpoint_is_not_overwritten_and_belongs_to_its_round(tmp_path: Path, split: Path) -> None:
