@@ -29,6 +29,7 @@ from memmod.outputs import logits_of, with_tensors
 from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
 from memmod.surgery import bake as _bake
+from memmod.surgery.base_architecture import bake_into_base
 from memmod.surgery.config import ModulateConfig
 from memmod.surgery.example import Example, random_images
 from memmod.surgery.modify import Changes, modify
@@ -37,6 +38,8 @@ from memmod.surgery.verify import verify as _verify
 
 # Values of one sample that `from_file` draws by itself: 64 MiB in fp32, more than 2,000 × 2,000 pixels in colour.
 LARGEST_DRAWN_SAMPLE = 2**24
+# What `bake` returns.
+ARCHITECTURES = ("folded", "base")
 
 
 class Summary:
@@ -299,28 +302,48 @@ class ModulatedModel(nn.Module):
         Raises:
             ModelError: it does not hold; the layer is named.
         """
-        if example_input is None:
-            first = next(self.model.parameters())
-            example_input = random_images((2, *self.input_shape), first)
-        _verify(self.model, self.state, self.config.logits, self.device, Example.of(example_input))
+        example = Example.of(self._example_input(example_input))
+        _verify(self.model, self.state, self.config.logits, self.device, example)
 
-    def bake(self, forget: Forget, threshold: float | None = None) -> nn.Module:
+    def _example_input(self, given: Any) -> Any:
+        """The example as given, or two random images of the shape that the model was made for."""
+        return random_images((2, *self.input_shape), next(self.model.parameters())) if given is None else given
+
+    def bake(
+        self,
+        forget: Forget,
+        threshold: float | None = None,
+        architecture: str = "folded",
+        example_input: Any = None,
+    ) -> nn.Module:
         """An ordinary module, without memmod, that has forgotten one selection for good.
 
         Args:
             forget: what every sample forgets: an int, a class name, a set of them, or -1.
             threshold: gates below it become exactly 0 (0.3 is the recipe's).
+            architecture: "folded": BatchNorms stay folded into their convolutions, the faster network. "base": the
+                base's own modules and state-dict keys, so that the state dict loads into another instance of the base.
+            example_input: with "base": what the result is compared on with the folded network; default: random images
+                of the example's shape.
 
         Raises:
             SelectionError: a selection that differs between samples.
+            ModelError: the architecture is another word, or "base" cannot hold the gates.
         """
+        if architecture not in ARCHITECTURES:
+            raise ModelError(
+                f"architecture is {architecture!r}; it must be one of {', '.join(map(repr, ARCHITECTURES))}"
+            )
         index = self._index(forget)
         if index is not None and index.shape[0] != 1:
             raise SelectionError(
                 f"bake writes one selection into the weights, but this one has {index.shape[0]} samples: "
                 "pass an int, a class name or a set"
             )
-        return _bake.bake(self.model, self._changes, index, threshold)
+        if architecture == "folded":
+            return _bake.bake(self.model, self._changes, index, threshold)
+        example = Example.of(self._example_input(example_input)).to(self.device)
+        return bake_into_base(self.model, self._changes, index, threshold, example)
 
     def unload(self) -> nn.Module:
         """The base again: unfolded, without memories, an ordinary module with weights of its own."""

@@ -23,6 +23,7 @@ ORDER = (
     ("nn",),
     ("surgery",),
     ("model",),
+    ("export",),
     ("data",),
     ("training",),
     ("zoo",),

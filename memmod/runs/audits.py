@@ -25,7 +25,6 @@ from memmod.files.atomic import write_atomically
 from memmod.files.parts import Parts
 from memmod.runs.device import usable_device
 from memmod.runs.erase import Erased
-from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import slug, versions, write_json
 from memmod.runs.kept import Recipe, TrainingStep, each_trained
 from memmod.runs.oracles import Oracle, base_training, missing, oracle_folder, oracle_seeds, retrain
@@ -234,7 +233,7 @@ def baked_network(unlearned: Unlearned, forget: Sequence[int], dataset: Dataset,
         )
     x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
     try:
-        return in_base_architecture(wf, selection, unlearned.base.model, x, threshold)
+        return wf.bake(selection, threshold, "base", x)
     except ModelError:
         return wf.bake(selection, threshold).eval()
 

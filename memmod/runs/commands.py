@@ -18,10 +18,10 @@ from memmod.distributed.sharding import shard
 from memmod.errors import RunError, SelectionError
 from memmod.evaluation import Accuracies, Scorecard, restandardised, scorecard, without_gates
 from memmod.evaluation import evaluate as measure
+from memmod.export.weights import write_state
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.model import ModulateConfig, ModulatedModel, modulate
 from memmod.runs.device import usable_device
-from memmod.runs.export import in_base_architecture, write_state
 from memmod.runs.folder import MEMORY, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, versions, write_json
 from memmod.runs.restore import Base, Unlearned, restore_base, restore_unlearned
 from memmod.training import LAYOUT, TrainConfig, check_before_training, default_training, fit
@@ -346,7 +346,7 @@ def bake(
     test = dataset.test
     x = test.batch(torch.arange(min(len(test), 64)))
     whole = wf.bake(selection)
-    model = in_base_architecture(wf, selection, base.model, x, threshold)
+    model = wf.bake(selection, threshold, "base", x)
     write_state(weights, model, {"memmod": "baked", "forgotten": ", ".join(names[c] for c in forget)})
     rows = [gates[list(forget)].prod(0) for gates in wf.gates().values()]
     zeroed, units = sum(int((row < threshold).sum()) for row in rows), sum(row.numel() for row in rows)

@@ -16,7 +16,6 @@ from memmod.data import Dataset, check_classes
 from memmod.errors import RunError
 from memmod.files.checkpoint import FILE_NAME as CHECKPOINT
 from memmod.runs.device import usable_device
-from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import BASE, CONFIG, METRICS, SCORECARD, RunFolder, remove_checkpoint, slug, write_json
 from memmod.runs.oracles import base_training
 from memmod.runs.restore import Base, Unlearned, restore_unlearned
@@ -134,7 +133,7 @@ def erase_run(
         "reset": list(plan.reset),
     }
     x = dataset.test.batch(torch.arange(min(len(dataset.test), 64)))
-    network = in_base_architecture(unlearned.wf, forget, base.model, x, options.threshold)
+    network = unlearned.wf.bake(set(forget), options.threshold, "base", x)
     run = RunFolder.start(
         out or erased_folder(unlearned, forget), "erase", settings, resume=resume, overwrite=overwrite
     )

@@ -27,7 +27,6 @@ from memmod.files.state_hash import state_sha256
 from memmod.report.panels import Curve, Panel, panels
 from memmod.runs.audits import PARTS, AuditOptions, Estimate, data_hash, estimated, make_case
 from memmod.runs.device import usable_device
-from memmod.runs.export import in_base_architecture
 from memmod.runs.folder import versions, write_json
 from memmod.runs.kept import Recipe, TrainingStep, each_trained
 from memmod.runs.oracles import base_training, missing, oracle_folder, oracle_seeds, retrain
@@ -309,7 +308,7 @@ def _work(unlearned: Unlearned, forget: Set, dataset: Dataset, options: Frontier
         for budget in options.budgets
         for seed in range(options.seeds)
     }
-    baked = in_base_architecture(unlearned.wf, forget, base.model, x, options.threshold)
+    baked = unlearned.wf.bake(set(forget), options.threshold, "base", x)
     work = []
     for (budget, _seed), plan in plans.items():
         erasures = (Erasure(ERASED, lambda: copy.deepcopy(baked), plan), from_scratch(base, plan))

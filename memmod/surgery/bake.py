@@ -29,13 +29,15 @@ def bake(model: nn.Module, changes: Changes, index: Tensor | None, threshold: fl
     model = without_compilation(detached_copy(model))
     for layer in list(model.modules()):
         if isinstance(layer, Modulated):
-            gates = [_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)]
+            gates = [
+                selected_gates(memory, index, layer.gate, threshold) for memory in (layer.memory, layer.input_memory)
+            ]
             replace_module(model, layer, _baked(layer, *gates))
     unfuse_activations(model)
     return _close_attention(model, changes)
 
 
-def _gates(memory: Tensor | None, index: Tensor | None, gate: str, threshold: float | None) -> Tensor | None:
+def selected_gates(memory: Tensor | None, index: Tensor | None, gate: str, threshold: float | None) -> Tensor | None:
     if memory is None or index is None:
         return None
     gates = gates_of_selection(memory.detach(), index, gate)[0]

@@ -81,6 +81,11 @@ class Example:
 
         return Example(tree_map(per_sample, self.args), tree_map(per_sample, self.kwargs), self.batch)
 
+    def to(self, device: torch.device | str) -> Example:
+        """An example whose tensors are on a device."""
+        args, kwargs = tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, (self.args, self.kwargs))
+        return Example(args, kwargs, self.batch)
+
     def with_samples(self, samples: list[int]) -> Example:
         """An example of the given samples, in that order."""
         chosen = self._map(lambda t: t[samples])

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from memmod.data import Dataset, load_data
 from memmod.evaluation.attacks import Case, Subject
 from memmod.model import ModulatedModel, modulate
-from memmod.runs.export import in_base_architecture
 from memmod.training import TrainConfig, fit
 from memmod.unlearning import Trainer, preset
 from memmod.zoo import create_model
@@ -64,7 +63,7 @@ def make(folder: Path) -> Problem:
 def problem(data: Dataset, nets: dict[str, nn.Module], wf: ModulatedModel) -> Problem:
     """The problem of these networks."""
     case = Case((FORGET,), CLASSES, data.train, data.test, TRAINING, nets["original"], (nets["oracle"],), quick=True)
-    baked = in_base_architecture(wf, {FORGET}, nets["original"], data.test.batch(torch.arange(8)), 0.3)
+    baked = wf.bake(FORGET, 0.3, "base", data.test.batch(torch.arange(8)))
     return Problem(
         case,
         Subject("original", nets["original"]),

@@ -1,66 +1,61 @@
-"""Writes a baked model as an ordinary state dict, one that loads into the base's own architecture."""
+"""Bakes one selection into the base's own architecture: the norms that were folded return, with the gates in them."""
 
 from __future__ import annotations
-
-import copy
-import os
-from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from memmod.compiled import uncompiled_name
 from memmod.errors import ModelError
-from memmod.files.atomic import write_atomically
-from memmod.files.saveable_state import serialised_state
+from memmod.nn.modulated import Modulated
 from memmod.outputs import logits_of
-
-if TYPE_CHECKING:
-    from memmod.model import ModulatedModel
+from memmod.surgery.bake import bake, selected_gates, unload
+from memmod.surgery.example import Example
+from memmod.surgery.modify import Changes
+from memmod.surgery.trace import run_example
 
 # Splitting a folded pair again changes logits by rounding alone.
 AGREEMENT = 1e-3
 
 
-def in_base_architecture(
-    wf: ModulatedModel, forget: Collection[int], base: nn.Module, x: Tensor, threshold: float | None = None
+@torch.inference_mode(False)
+def bake_into_base(
+    model: nn.Module, changes: Changes, index: Tensor | None, threshold: float | None, example: Example
 ) -> nn.Module:
-    """A copy of `base` with the weights of ``wf.bake(forget, threshold)``, equal to it on x ``[B, ...]``.
+    """The base with the weights of `bake(model, changes, index, threshold)`, equal to that on the example.
 
     Where a BatchNorm was folded into the convolution in front of it, the norm returns with the base's statistics and
     the gates in its weight and bias; the rows of a closed unit are 0 in both. Where it cannot hold them (a norm
     without a weight, gates of inputs, biases outside of the gates) it returns as a plain shift.
 
-    Args:
-        forget: the classes, for every sample.
-        threshold: gates below it are exactly 0.
-
     Raises:
         ModelError: the baked model is no longer of the base's architecture.
     """
-    baked = wf.bake(set(forget), threshold)
+    base = unload(model, changes).eval()
+    if index is None:
+        return base
+    baked = bake(model, changes, index, threshold)
     state = {name: tensor.clone() for name, tensor in baked.state_dict().items()}
-    gates = wf.gates()
-    for row in wf.summary().rows:
+    layers = {uncompiled_name(name): layer for name, layer in model.named_modules() if isinstance(layer, Modulated)}
+    for row in changes.rows:
         if row.action == "folded":
             conv, norm = row.reason.removeprefix("into "), row.name
-            s = gates.get(f"{conv}.memory")
-            if s is None or f"{conv}.input_memory" in gates or not wf.config.gate_bias or not _affine(base, norm):
+            layer = layers.get(conv)
+            s = None if layer is None else selected_gates(layer.memory, index, layer.gate, threshold)
+            if s is None or layer.input_memory is not None or not layer.gate_bias or not _affine(base, norm):
                 _split(state, base, conv, norm)
-                continue
-            s = s[list(forget)].prod(0)
-            _gate_norm(state, base, conv, norm, s if threshold is None else torch.where(s < threshold, 0.0, s))
-    model = copy.deepcopy(base)
+            else:
+                _gate_norm(state, base, conv, norm, s)
     try:
-        model.load_state_dict(state)
+        base.load_state_dict(state)
     except RuntimeError as error:
         raise _other_architecture(base, str(error)) from None
-    model.eval()
     with torch.no_grad():
-        expected, found = (logits_of(network(x), wf.config.logits) for network in (baked, model))
+        outputs = (run_example(network, example.args, example.kwargs) for network in (baked, base))
+        expected, found = (logits_of(output, changes.config.logits) for output in outputs)
     if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
         raise _other_architecture(base, "it computes other logits")
-    return model
+    return base
 
 
 def _affine(base: nn.Module, norm: str) -> bool:
@@ -96,11 +91,6 @@ def _split(state: dict[str, Tensor], base: nn.Module, conv: str, norm: str) -> N
 
 def _other_architecture(base: nn.Module, why: str) -> ModelError:
     return ModelError(
-        f"the baked model does not fit the architecture of {type(base).__name__} any more: {why}; bake it in Python "
-        "with ModulatedModel.bake(), which returns a whole module"
+        f"the baked model does not fit the architecture of {type(base).__name__} any more: {why}; bake it with "
+        'architecture="folded", which returns a whole module'
     )
-
-
-def write_state(path: str | os.PathLike[str], model: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the model's state dict as safetensors, whole or not at all."""
-    write_atomically(path, serialised_state(model, metadata))

@@ -1,0 +1,1 @@
+"""Modulated models as files that other programs run."""
