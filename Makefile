@@ -7,12 +7,13 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 
 REQUIRED := $(VENV)/.stamp-requirements
 DEVELOP := $(VENV)/.stamp-dev
+DOCUMENT := $(VENV)/.stamp-docs
 INSTALLED := $(VENV)/.stamp-memmod
 SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: demo check test test-all gpu aot gpu-report aot-triton-3.6 bench sanitize lint format clean distclean
+.PHONY: demo check test test-all gpu aot gpu-report aot-triton-3.6 bench compat docs sanitize lint format clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
@@ -142,6 +143,15 @@ ON_HOST = $(KERNEL_TESTS) tests/ops/test_eager_on_gpu.py -k "not gradcheck and n
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only
 
+# memmod's sdist beside other releases of Python and torch, each pair in an environment that is deleted again: an hour or
+# more, gigabytes of downloads. ONLY='3.12 2.14.1' is one pair.
+compat: $(REQUIRED)
+	$(VENV)/bin/python -m tests.compatibility $(if $(ONLY),--only '$(ONLY)')
+
+# The site, site/index.html: every page, its links and anchors, and the reference of the API; a warning fails it.
+docs: $(DOCUMENT)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
+
 # The op tests against a CPU extension that stops at memory errors and undefined behaviour, built from a copy of the
 # sources. Python has no sanitiser, so it is loaded before it; with libstdc++, whose exceptions it watches.
 SANITIZED := build/sanitize
@@ -171,7 +181,7 @@ format: $(DEVELOP)
 	find csrc tests/cuda/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format -i
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_cuda*.so memmod/_build_info.json $(INSTALLED)
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .benchmarks memmod/_cpu*.so memmod/_cuda*.so memmod/_build_info.json $(INSTALLED)
 	find memmod kernels tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
@@ -188,6 +198,10 @@ $(REQUIRED): requirements/setup.txt | $(VENV)/bin/python
 
 $(DEVELOP): requirements/dev.txt $(REQUIRED)
 	$(PIP) -r requirements/dev.txt
+	@touch $@
+
+$(DOCUMENT): requirements/docs.txt | $(VENV)/bin/python
+	$(PIP) -r requirements/docs.txt
 	@touch $@
 
 $(INSTALLED): $(REQUIRED) $(SOURCES)

@@ -38,6 +38,9 @@ NVCC_FLAGS = ["-O3", "-std=c++20"]
 STABLE_ABI = "0x020a000000000000"
 # Compiled for where TORCH_CUDA_ARCH_LIST names nothing: the first has the instructions that the kernels use.
 ARCHITECTURES = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+# Commands that compile nothing, and so need neither torch nor a compiler; and those that may stand beside them.
+DESCRIBING = {"sdist", "egg_info", "dist_info"}
+COMPILING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"}
 # Memory that is kept free for one nvcc.
 NVCC_BYTES = 2**30
 
@@ -356,7 +359,8 @@ class CleanBuild(build):
 
 def main() -> None:
     check_setuptools(setuptools.__version__)
-    ext_modules, facts = extensions()
+    compiles = not DESCRIBING.intersection(sys.argv) or bool(COMPILING.intersection(sys.argv))
+    ext_modules, facts = extensions() if compiles else ([], {})
     commands = {"build": CleanBuild, "build_py": package_command(ext_modules, facts)}
     if ext_modules:
         commands["build_ext"] = extension_command(facts)

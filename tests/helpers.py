@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -17,3 +21,12 @@ def assert_no_worse(
         allowed = factor * (plain[name].double() - exact).abs().max().item()
         allowed += EPS[actual[name].dtype] * exact.abs().max().item()
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def load_file(path: Path) -> ModuleType:
+    """A Python file that is in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

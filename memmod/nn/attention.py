@@ -21,9 +21,9 @@ class ModulatedMultiheadAttention(nn.Module):
     `torch.nn.MultiheadAttention` reads its projections' weights without calling a module, so gates on them would
     silently not act; here both projections are `ModulatedLinear` layers: `in_proj` (3·embed_dim units) and `out_proj`.
 
-    Args:
-        embed_dim, num_heads, dropout, bias, batch_first, device, dtype: as in `torch.nn.MultiheadAttention`.
-        num_classes, granularity, gate, gate_bias, keep, init: as in `ModulatedLinear`.
+    `embed_dim`, `num_heads`, `dropout`, `bias`, `batch_first`, `device` and `dtype` are as in
+    `torch.nn.MultiheadAttention`; `num_classes` and the `options` (granularity, gate, gate_bias, keep, init) as in
+    `ModulatedLinear`.
 
     Shapes:
         query ``[B, L, E]``, key and value ``[B, S, E]`` (``[L, B, E]``, ``[S, B, E]`` unless batch_first; without B:

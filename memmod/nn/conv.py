@@ -20,10 +20,9 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
     ``[num_classes, out_channels]`` and/or `input_memory` ``[num_classes, in_channels]``. With nothing
     selected it is the plain layer. Implements the filtering of arXiv 2304.02049.
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype: as
-            in `torch.nn.Conv2d`.
-        num_classes, granularity, gate, gate_bias, keep, init: as in `ModulatedLinear`.
+    `in_channels`, `out_channels`, `kernel_size`, `stride`, `padding`, `dilation`, `groups`, `bias`, `padding_mode`,
+    `device` and `dtype` are as in `torch.nn.Conv2d`; `num_classes`, `granularity`, `gate`, `gate_bias`, `keep` and
+    `init` as in `ModulatedLinear`.
 
     Shapes:
         x ``[k·B, in_channels, H, W]``, the k rows of a sample contiguous; index int64 ``[B]`` or ``[B, S]``, -1 =

@@ -17,10 +17,10 @@ class ModulatedLinear(Modulated, nn.Linear):
     Drop-in for `torch.nn.Linear`: the same parameters and state-dict keys, plus `memory`
     ``[num_classes, out_features]`` and/or `input_memory` ``[num_classes, in_features]``. With nothing
     selected it is the plain layer. Several selected classes multiply their gates. Implements the
-    filtering of arXiv 2304.02049.
+    filtering of arXiv 2304.02049. `in_features`, `out_features`, `bias`, `device` and `dtype` are as in
+    `torch.nn.Linear`.
 
     Args:
-        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
         num_classes: rows of the memory: the classes that can be forgotten.
         granularity: what a memory entry gates: "unit" (an output feature), "input" (an input feature), "unit+input".
         gate: "sigmoid", "identity" (the memory is the multiplier), or "hard" (memory > 0; inference only).

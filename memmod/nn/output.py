@@ -14,13 +14,14 @@ from memmod.nn.modulated import INITIAL_MEMORY, Modulated
 class ModulatedOutput(Modulated):
     """Gates the units of a tensor by sample: ``y = s ⊙ inner(x)`` along `dim`.
 
+    `granularity`, `gate`, `keep` and `init` are as in `ModulatedLinear`.
+
     Args:
         num_features: units: the size of the output along `dim`.
         num_classes: rows of the memory.
         inner: the layer to gate behind; None gates the input itself. Its attributes stay reachable through this module.
         dim: the channel dimension of the output (1 for ``[B, C, H, W]``, -1 for ``[B, ..., C]``).
         in_features: input channels of `inner`, needed where the granularity has an input memory.
-        granularity, gate, keep, init: as in `ModulatedLinear`.
 
     Shapes:
         output of inner ``[k·B, ...]``; index int64 ``[B]`` or ``[B, S]``, -1 = nothing; the output keeps its shape.

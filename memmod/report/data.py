@@ -55,7 +55,8 @@ class Run:
         folder: the run's folder, as commands name it.
         base: the base's folder, if the run has one.
         command: what made the run: unlearn, erase, train, ...
-        model, data: the names of the network and the data set.
+        model: the name of the network.
+        data: the name of the data set.
         class_names: C names; none where no file of the run says them.
         scorecard: of a run of unlearning, on test images.
         held_out: of a run of unlearning, on held-out training images.

@@ -1,4 +1,6 @@
-"""What setup.py builds: the wheel's content, and its behaviour without torch, a compiler or a CUDA toolkit."""
+"""What setup.py builds: the contents of sdist and wheel, both installed and run, and its behaviour without torch, a
+compiler or a CUDA toolkit.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+import venv
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +70,88 @@ def _build(tree: Path, *, check: bool = True, **environment: str) -> tuple[list[
     return zipfile.ZipFile(wheel).namelist(), wheel, output
 
 
+BUILD_SDIST = "import sys; from setuptools.build_meta import build_sdist; print(build_sdist(sys.argv[1]))"
+
+
+def _sdist(tree: Path, **environment: str) -> Path:
+    """The tree's sdist, by the hook that pip and build call."""
+    command = [sys.executable, "-c", BUILD_SDIST, tree.parent / "sdists"]
+    env = {**os.environ, **environment}
+    result = subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (sdist,) = (tree.parent / "sdists").glob("*.tar.gz")
+    return sdist
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+SMOKE = """
+import torch
+from memmod import modulate
+from memmod.data import load_data
+from memmod.evaluation import scorecard
+from memmod.unlearning import Trainer, preset
+from memmod.zoo import TrainConfig, create_model, train_model
+
+data = load_data("digits")
+base = create_model("resnet", data.num_classes, data.input_shape)
+train_model(base, data, TrainConfig(epochs=1, batch_size=64))
+wf = modulate(base, class_names=data.class_names)
+Trainer(wf, data, preset("fast", wf, steps=2)).fit()
+images = data.test.batch(torch.arange(4))
+assert not torch.equal(wf(images), wf(images, forget="3"))
+assert torch.allclose(wf.bake("3")(images), wf(images, forget="3"), atol=1e-4)
+"""
+
+
+def _install_and_run(wheel: Path, folder: Path) -> dict:
+    """Installs the wheel into an environment with this one's packages but not its memmod, and unlearns digits there;
+    what `memmod.info` collects.
+    """
+    venv.create(folder, with_pip=False, symlinks=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "torch.pth").write_text(f"{Path(torch.__file__).resolve().parent.parent}\n")
+    python = folder / "bin/python"
+
+    def run(*command: str | Path) -> str:
+        env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+        result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel)
+    run(python, "-c", SMOKE)
+    assert f"loaded from     {site}/memmod" in run(folder / "bin/memmod", "info")
+    assert "Usage: memmod" in run(folder / "bin/memmod", "--help")
+    return json.loads(run(python, "-c", "import json, memmod.info; print(json.dumps(memmod.info.collect()))"))
+
+
+def test_the_sdist_holds_all_that_a_build_reads_and_needs_no_torch(tree):
+    (tree / "tests").mkdir()
+    (tree / "tests/test_something.py").write_text("")
+    wanted = _files(tree) - {"tests/test_something.py"}
+    (tree / "torch.py").write_text("raise ImportError('no torch here')\n")
+    sdist = _sdist(tree, PYTHONPATH=str(tree), CXX="no-such-compiler")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames() if not archive.getmember(name).isdir()}
+    made = {name for name in names if name in ("PKG-INFO", "setup.cfg") or name.startswith("memmod_torch.egg-info/")}
+    assert names - made == wanted
+
+
+@pytest.mark.exhaustive
+def test_the_sdist_builds_the_wheel_that_the_tree_builds_and_it_runs(tree, tmp_path):
+    of_tree, _, _ = _build(tree, MEMMOD_EXT="0")
+    with tarfile.open(_sdist(tree)) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    of_sdist, wheel, _ = _build(unpacked, MEMMOD_EXT="0")
+    assert sorted(of_sdist) == sorted(of_tree)
+    facts = _install_and_run(wheel, tmp_path / "environment")
+    assert "it was built with MEMMOD_EXT=0" in facts["backends"]["cpu"]
+
+
 def _assert_holds_the_package(names: list[str]) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert tops == {"memmod", f"memmod_torch-{memmod.__version__}.dist-info"}
@@ -78,7 +164,7 @@ def _assert_holds_the_package(names: list[str]) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
-def test_wheel_holds_the_package_and_its_extension_only(tree):
+def test_wheel_holds_the_package_and_its_extension_only(tree, tmp_path):
     names, wheel, _ = _build(tree, MEMMOD_CUDA="0")
     _assert_holds_the_package(names)
     info = json.loads(zipfile.ZipFile(wheel).read("memmod/_build_info.json"))
@@ -87,6 +173,8 @@ def test_wheel_holds_the_package_and_its_extension_only(tree):
     assert info["cuda"] == {"extension": None, "reason": "it was built with MEMMOD_CUDA=0"}
     assert "-march=native" not in info["flags"] and "-ffast-math" not in info["flags"]
     assert not list((tree / "memmod").glob("_cpu*")), "a wheel's build writes nothing into the source folder"
+    facts = _install_and_run(wheel, tmp_path / "environment")
+    assert facts["backends"]["cpu"] is None and facts["build"] == {**info, "cuda": facts["build"]["cuda"]}
 
 
 def test_without_extension_the_wheel_is_pure_python(tree):
