@@ -13,6 +13,7 @@ from memmod.nn.modulated import Modulated
 from memmod.ops.gating import gates as gates_of_selection
 from memmod.surgery.base_copy import detached_copy, without_compilation
 from memmod.surgery.modify import Changes
+from memmod.surgery.qkv_bias import part_biases
 from memmod.surgery.relu import unfuse_activations
 from memmod.surgery.replace import plain_conv2d, plain_linear, replace_module
 
@@ -177,6 +178,7 @@ def _close_attention(model: nn.Module, changes: Changes) -> nn.Module:
             replace_module(model, layer, layer.to_multihead_attention(layer.in_proj, layer.out_proj))
         elif hasattr(layer, "to_window_attention"):
             replace_module(model, layer, layer.to_window_attention(layer.qkv, layer.proj))
+    part_biases(model, changes.originals)
     return _restore(model, changes)
 
 

@@ -21,6 +21,7 @@ from memmod.surgery.gate import gate_layers
 from memmod.surgery.heads import choose_logits, find_heads, resolve_num_classes
 from memmod.surgery.inplace import protect_outputs
 from memmod.surgery.plan import plan_layers
+from memmod.surgery.qkv_bias import join_biases
 from memmod.surgery.record import Row, Surgery
 from memmod.surgery.relu import fuse_activations
 from memmod.surgery.trace import Observation, observe, run_example, same_output
@@ -83,6 +84,7 @@ def modify(
     num_classes = resolve_num_classes(num_classes, heads, logits)
 
     open_attention(surgery, num_classes, config)
+    join_biases(surgery, first, example)
     before, first = first, observe(surgery.model, example.args, example.kwargs)
     _check_draws(surgery.model, example, config, before, first)
     changed = example.with_sample_changed(1)
