@@ -1,4 +1,4 @@
-"""Attention that adds its query and value biases itself (timm's BEiT, EVA, Swin V2): its qkv is gated, bake undoes it."""
+"""Attention with query and value biases of its own (timm's BEiT, EVA, Swin V2): its qkv is gated, bake undoes it."""
 
 from __future__ import annotations
 
