@@ -28,6 +28,7 @@ class StoredConfig(msgspec.Struct, frozen=True):
     fold: bool
     init: Annotated[float, msgspec.Meta(ge=torch.finfo(torch.float32).min, le=torch.finfo(torch.float32).max)]
     logits: str | None = None
+    fuse: bool = True
 
 
 class MemoryCard(msgspec.Struct, frozen=True):

@@ -25,6 +25,8 @@ class ModulateConfig:
             names the layers instead.
         skip: name patterns (as in the shell: ``"stem.*"``) of layers that stay as they are.
         fold: fold BatchNorm into the convolution in front of it and gate the folded unit.
+        fuse: have a layer apply the ReLU that follows it, which is faster. False keeps every ReLU a module that
+            computes: for what hooks into activations (captum's DeepLift, guided backpropagation).
         init: initial value of every memory entry.
         logits: where the logits are in what the model returns: a key, an index or a field ("logits", 1), or a path of
             them ("out.logits"); None: `modulate()` finds them, and stores what it found.
@@ -40,6 +42,7 @@ class ModulateConfig:
     filter: Callable[[str, nn.Module], bool] | None = None
     skip: tuple[str, ...] = ()
     fold: bool = True
+    fuse: bool = True
     init: float = INITIAL_MEMORY
     logits: str | int | None = None
 

@@ -92,7 +92,8 @@ def modify(
     norms = fold(surgery, first, example) if config.fold else {}
     chosen = plan_layers(surgery, first, second, heads, norms, config, example, only)
     gated = gate_layers(surgery, chosen, norms, first, num_classes, config)
-    fuse_activations(surgery, gated, example)
+    if config.fuse:
+        fuse_activations(surgery, gated, example)
     protect_outputs(surgery, gated, example)
     record = (tuple(surgery.rows), tuple(surgery.originals), tuple(surgery.attributes))
     return surgery.model, Changes(num_classes, config, base_sha256, example.shape, *record, trainable)
