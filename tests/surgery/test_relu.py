@@ -8,6 +8,7 @@ import pickle
 import pytest
 import timm
 import torch
+from captum.attr import DeepLift
 from torch import Tensor, nn
 
 from memmod import ModulateConfig, modulate
@@ -124,6 +125,33 @@ def test_batch_statistics_come_before_the_relu() -> None:
     unfolded = modulate(base, example_input=X, config=ModulateConfig(fold=False))
     with torch.no_grad(), wf.batch_statistics(), unfolded.batch_statistics():
         torch.testing.assert_close(wf(X, forget=-1), unfolded(X, forget=-1), rtol=1e-3, atol=1e-4)
+
+
+def test_nothing_is_fused_where_it_is_not_wanted() -> None:
+    base = Net(FUSED["conv, bn, relu"])
+    wf = modulate(base, example_input=X, config=ModulateConfig(fuse=False))
+    assert "relu" not in actions(wf)
+    assert type(wf.model.relu) is nn.ReLU and wf.model.conv.activation is None
+    check(base, wf)
+    fused = modulate(base, example_input=X)
+    fused.load_memory_state(wf.memory_state())
+    index = torch.tensor([0, 3, -1])
+    torch.testing.assert_close(fused(X, forget=index), wf(X, forget=index))
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+def test_what_hooks_into_activations_needs_them_unfused(fuse: bool) -> None:
+    # DeepLift replaces the gradient of every nn.ReLU; of one that a layer applies it gets the ordinary one.
+    base = Net(lambda net, x: net.relu(net.bn(net.conv(x))), nn.ReLU())
+    wf = modulate(base, example_input=X, config=ModulateConfig(fuse=fuse))
+    with torch.no_grad():
+        for memory in wf.memory_parameters():
+            memory.copy_(torch.randn(memory.shape, generator=torch.Generator().manual_seed(0)))
+    x, target, baseline = X.clone().requires_grad_(), torch.tensor([0, 3, 1]), torch.zeros_like(X)
+    with wf.forgetting(1):
+        found = DeepLift(wf.model).attribute(x, baseline, target=target)
+    expected = DeepLift(wf.bake(1)).attribute(x, baseline, target=target)
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item()) != fuse
 
 
 def test_resnet_keeps_one_output_a_fused_layer_and_pickles() -> None:
