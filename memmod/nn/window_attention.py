@@ -28,8 +28,9 @@ class ModulatedWindowAttention(nn.Module):
 
     def __init__(self, attention: ShiftedWindowAttention, num_classes: int, **options) -> None:
         super().__init__()
-        self.position = copy.copy(attention)
-        self.position._modules = {k: m for k, m in attention._modules.items() if k not in ("qkv", "proj")}
+        # Everything has the name that it has in torchvision's layer.
+        _take_over(self, attention)
+        self.kind = type(attention)
         self.cosine = isinstance(attention, ShiftedWindowAttentionV2)
         self.qkv = ModulatedLinear.from_linear(
             _keyless_bias(attention) if self.cosine else attention.qkv, num_classes, **options
@@ -39,45 +40,53 @@ class ModulatedWindowAttention(nn.Module):
 
     def to_window_attention(self, qkv: nn.Linear, proj: nn.Linear) -> ShiftedWindowAttention:
         """torchvision's layer again, with the given ordinary projections."""
-        attention = copy.copy(self.position)
-        attention._modules = {**self.position._modules, "qkv": qkv, "proj": proj}
+        attention = self.kind.__new__(self.kind)
+        _take_over(attention, self)
+        attention.qkv, attention.proj = qkv, proj
+        for name in ("kind", "cosine"):
+            del attention.__dict__[name]
         return attention
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):
             return call_node(self, (x,), {})
-        own = self.position
         batch, height, width, channels = x.shape
-        rows, columns = own.window_size
-        bias = own.get_relative_position_bias()
+        rows, columns = self.window_size
+        bias = self.kind.get_relative_position_bias(self)
         x = F.pad(x, (0, 0, 0, -width % columns, 0, -height % rows))
         padded_h, padded_w = x.shape[1:3]
         shift = [
             s if w < size else 0
-            for s, w, size in zip(own.shift_size, own.window_size, (padded_h, padded_w), strict=True)
+            for s, w, size in zip(self.shift_size, self.window_size, (padded_h, padded_w), strict=True)
         ]
         if any(shift):
             x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
         x = _windows(x, rows, columns)
-        qkv = self.qkv(x).unflatten(-1, (3, own.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
         if self.cosine:
-            scale = torch.clamp(own.logit_scale, max=math.log(100.0)).exp()
+            scale = torch.clamp(self.logit_scale, max=math.log(100.0)).exp()
             scores = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
         else:
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
         scores = scores + bias
         if any(shift):
-            mask = _shift_mask(padded_h, padded_w, own.window_size, shift, x)
+            mask = _shift_mask(padded_h, padded_w, self.window_size, shift, x)
             scores = (scores.unflatten(0, (batch, -1)) + mask[None, :, None]).flatten(0, 1)
-        weights = F.dropout(torch.softmax(scores, dim=-1), own.attention_dropout, self.training)
+        weights = F.dropout(torch.softmax(scores, dim=-1), self.attention_dropout, self.training)
         x = self.proj((weights @ v).transpose(1, 2).flatten(2))
-        x = F.dropout(x, own.dropout, self.training)
+        x = F.dropout(x, self.dropout, self.training)
         x = x.view(batch, padded_h // rows, padded_w // columns, rows, columns, channels)
         x = x.transpose(2, 3).reshape(batch, padded_h, padded_w, channels)
         if any(shift):
             x = torch.roll(x, shifts=(shift[0], shift[1]), dims=(1, 2))
         return x[:, :height, :width].contiguous()
+
+
+def _take_over(new: nn.Module, source: nn.Module) -> None:
+    """Give `new` the attributes of `source`, and its parts in tables of its own."""
+    tables = ("_parameters", "_buffers", "_modules")
+    new.__dict__.update(vars(source) | {table: dict(getattr(source, table)) for table in tables})
 
 
 def _keyless_bias(attention: ShiftedWindowAttentionV2) -> nn.Linear:

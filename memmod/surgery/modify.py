@@ -20,6 +20,7 @@ from memmod.surgery.fold import FOLD_TOLERANCE, fold
 from memmod.surgery.gate import gate_layers
 from memmod.surgery.heads import choose_logits, find_heads, resolve_num_classes
 from memmod.surgery.inplace import protect_outputs
+from memmod.surgery.other_parameters import note_other_parameters
 from memmod.surgery.plan import plan_layers
 from memmod.surgery.qkv_bias import join_biases
 from memmod.surgery.record import Row, Surgery
@@ -92,6 +93,7 @@ def modify(
     norms = fold(surgery, first, example) if config.fold else {}
     chosen = plan_layers(surgery, first, second, heads, norms, config, example, only)
     gated = gate_layers(surgery, chosen, norms, first, num_classes, config)
+    note_other_parameters(surgery, first)
     if config.fuse:
         fuse_activations(surgery, gated, example)
     protect_outputs(surgery, gated, example)
