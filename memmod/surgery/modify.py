@@ -15,13 +15,14 @@ from memmod.outputs import logits_of
 from memmod.surgery.attention import open_attention
 from memmod.surgery.base_copy import base_copy
 from memmod.surgery.config import ModulateConfig
+from memmod.surgery.effect import layers_without_effect
 from memmod.surgery.example import Example, default_example
 from memmod.surgery.fold import FOLD_TOLERANCE, fold
 from memmod.surgery.gate import gate_layers
 from memmod.surgery.heads import choose_logits, find_heads, resolve_num_classes
 from memmod.surgery.inplace import protect_outputs
 from memmod.surgery.other_parameters import note_other_parameters
-from memmod.surgery.plan import plan_layers
+from memmod.surgery.plan import is_layer, plan_layers
 from memmod.surgery.qkv_bias import join_biases
 from memmod.surgery.record import Row, Surgery
 from memmod.surgery.relu import fuse_activations
@@ -91,7 +92,8 @@ def modify(
     changed = example.with_sample_changed(1)
     second = observe(surgery.model, changed.args, changed.kwargs)
     norms = fold(surgery, first, example) if config.fold else {}
-    chosen = plan_layers(surgery, first, second, heads, norms, config, example, only)
+    idle = _idle_layers(surgery.model, first, example, config) if only is None else set()
+    chosen = plan_layers(surgery, first, second, heads, norms, config, example, idle, only)
     gated = gate_layers(surgery, chosen, norms, first, num_classes, config)
     note_other_parameters(surgery, first)
     if config.fuse:
@@ -99,6 +101,11 @@ def modify(
     protect_outputs(surgery, gated, example)
     record = (tuple(surgery.rows), tuple(surgery.originals), tuple(surgery.attributes))
     return surgery.model, Changes(num_classes, config, base_sha256, example.shape, *record, trainable)
+
+
+def _idle_layers(model: nn.Module, first: Observation, example: Example, config: ModulateConfig) -> set[str]:
+    layers = [name for name, module in model.named_modules() if first.modules.get(name) and is_layer(module)]
+    return layers_without_effect(model, layers, example, lambda output: logits_of(output, config.logits))
 
 
 def _check_draws(

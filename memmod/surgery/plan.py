@@ -20,8 +20,9 @@ from memmod.surgery.squeeze_excite import squeeze_excite_layers
 from memmod.surgery.trace import Observation, rows_are_samples, stays_the_same, weight_readers
 
 HEAD = "the classifier head"
+IDLE = "its output does not reach the logits in the example run"
 # Reasons that are the user's choice, or everybody's: no cause for a warning.
-CHOSEN_NOT_TO_GATE = (HEAD, "named in skip", "refused by the filter", "has no memory in the file")
+CHOSEN_NOT_TO_GATE = (HEAD, IDLE, "named in skip", "refused by the filter", "has no memory in the file")
 QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 NORM = re.compile(r"(Batch|Layer|Group|Instance|RMS|Rms)Norm|^FrozenBatchNorm")
 UNSUPPORTED = (
@@ -38,19 +39,21 @@ def plan_layers(
     norms: dict[str, nn.BatchNorm2d],
     config: ModulateConfig,
     example: Example,
+    idle: set[str],
     only: set[str] | None = None,
 ) -> list[tuple[str, str | None]]:
     """Which layers to gate: pairs (layer name, name of the norm to gate behind or None); the others get their reason.
 
-    `first` is the run of the example, `second` the one with sample 1 changed. `only` names the places of the memories
-    (the layer, or the norm it is gated behind) where they are known already.
+    `first` is the run of the example, `second` the one with sample 1 changed. `idle` names the layers whose output does
+    not reach the logits; `only` the places of the memories (the layer, or the norm it is gated behind) where they are
+    known already.
     """
     modules = dict(surgery.model.named_modules())
     chosen: list[tuple[str, str | None]] = []
     squeezed = squeeze_excite_layers(surgery.model, first)
     if only is not None:
         squeezed = {name for name in squeezed if not {name, _norm_behind(name, modules, first)} & only}
-    refusals = _Refusals(modules, first, second, heads, config, example, squeezed)
+    refusals = _Refusals(modules, first, second, heads, config, example, squeezed, idle)
     coverage = Coverage()
     for name, module in modules.items():
         if isinstance(module, UNSUPPORTED):
@@ -58,7 +61,7 @@ def plan_layers(
             for weight in module.parameters():
                 coverage.count(weight, gated=False)
             continue
-        if not isinstance(module, (nn.Linear, nn.Conv2d, Modulated)):
+        if not is_layer(module):
             if type(module).__module__.startswith(QUANTISED) and hasattr(module, "weight"):
                 surgery.note(name, module, "skipped", "its weight is quantised")
             continue
@@ -82,6 +85,11 @@ def plan_layers(
     return chosen
 
 
+def is_layer(module: nn.Module) -> bool:
+    """Whether it is of a kind that gets a memory."""
+    return isinstance(module, (nn.Linear, nn.Conv2d, Modulated))
+
+
 class _Refusals:
     """Why layers are not gated."""
 
@@ -94,6 +102,7 @@ class _Refusals:
         config: ModulateConfig,
         example: Example,
         squeeze_excite: set[str],
+        idle: set[str],
     ) -> None:
         self.modules = modules
         self.runs = (first, second)
@@ -101,6 +110,7 @@ class _Refusals:
         self.config = config
         self.batch = example.batch
         self.squeeze_excite = squeeze_excite
+        self.idle = idle
         self.reached = first.reached_from(map(id, example.tensors))
         self.readers = _readers(modules, first)
 
@@ -115,18 +125,21 @@ class _Refusals:
             return "refused by the filter"
         if name in self.squeeze_excite:
             return "inside squeeze-excite"
+        place = name
         calls, again = (run.modules.get(name, []) for run in self.runs)
         if isinstance(module, Modulated):
             if not parents or not isinstance(parents[-1], replaced_attention()):
                 return None if calls else "not called in the example run"
             if isinstance(parents[-1], ModulatedMultiheadAttention):
                 # The in-projection may be applied in parts, without a call; its rows are those of the out-projection.
-                out_proj = name.rpartition(".")[0] + ".out_proj"
-                calls, again = (run.modules.get(out_proj, []) for run in self.runs)
+                place = name.rpartition(".")[0] + ".out_proj"
+                calls, again = (run.modules.get(place, []) for run in self.runs)
         if name in self.readers:
             return f"its weight is read without calling it ({self.readers[name]})"
         if not calls:
             return "not called in the example run"
+        if place in self.idle:
+            return IDLE
         if rows_are_samples(calls, again, self.batch, changed=1):
             return None
         if stays_the_same(calls, again) and any(id(t) in self.reached for call in calls for t in call.inputs):
