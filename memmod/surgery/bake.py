@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from memmod.nn.modulated import Modulated
 from memmod.ops.gating import gates as gates_of_selection
 from memmod.surgery.base_copy import detached_copy, without_compilation
 from memmod.surgery.modify import Changes
+from memmod.surgery.own_linear import weight_and_bias
 from memmod.surgery.qkv_bias import part_biases
 from memmod.surgery.relu import unfuse_activations
 from memmod.surgery.replace import plain_conv2d, plain_linear, replace_module
@@ -76,9 +79,8 @@ def _baked_output(layer: ModulatedOutput, s_out: Tensor | None, s_in: Tensor | N
     if x is not None:
         with torch.no_grad():
             expected = _scaled(inner(x), s_out, layer.dim)
-            for make in (_scaled_copy, _effective_layer):
-                candidate = make(inner, s_out, x)
-                if candidate is not None and _agree(candidate(x), expected):
+            for candidate in _with_gates_inside(inner, s_out, x):
+                if _agree(candidate(x), expected):
                     return candidate
     return nn.Sequential(inner, _channel_scale(s_out, layer.dim, layer))
 
@@ -103,15 +105,30 @@ def _agree(actual: Tensor, expected: Tensor) -> bool:
     )
 
 
-def _scaled_copy(inner: nn.Module, gates: Tensor, x: Tensor) -> nn.Module | None:
-    """The layer with its units' weights and biases scaled: right for norms, and for convs that pad their own way."""
-    weight, bias = getattr(inner, "weight", None), getattr(inner, "bias", None)
-    if not isinstance(weight, nn.Parameter) or weight.shape[0] != gates.numel():
-        return None
+def _with_gates_inside(inner: nn.Module, gates: Tensor, x: Tensor) -> Iterator[nn.Module]:
+    """Ordinary layers that may be the gated one: what `inner` computes on `x` tells which is."""
+    weight, _ = weight_and_bias(inner)
+    for dim in (0, -1) if weight is not None else ():
+        if weight.shape[dim] == gates.numel():
+            yield _scaled_copy(inner, gates, dim)
+    effective = _effective_layer(inner, gates, x)
+    if effective is not None:
+        yield effective
+
+
+def _scaled_copy(inner: nn.Module, gates: Tensor, dim: int) -> nn.Module:
+    """The layer with its units' weights and biases scaled: right for norms, and for convs that pad their own way.
+
+    Args:
+        dim: of the weight, along which the units lie.
+    """
     scaled = detached_copy(inner)
-    scaled.weight.data.mul_(gates.view(-1, *(1,) * (weight.dim() - 1)).to(weight.dtype))
-    if isinstance(bias, nn.Parameter):
-        scaled.bias.data.mul_(gates.to(bias.dtype))
+    weight, bias = weight_and_bias(scaled)
+    shape = [1] * weight.dim()
+    shape[dim] = -1
+    weight.data.mul_(gates.view(shape).to(weight.dtype))
+    if bias is not None and bias.shape == gates.shape:
+        bias.data.mul_(gates.to(bias.dtype))
     return scaled
 
 

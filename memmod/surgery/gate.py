@@ -81,7 +81,7 @@ def _gate_behind(
     module, norm = surgery.model.get_submodule(name), surgery.model.get_submodule(behind)
     layer = ModulatedOutput.from_module(
         norm,
-        module.weight.shape[0],
+        observation.modules[name][0].outputs[0].shape[channel_dim(module)],
         num_classes,
         dim=channel_dim(module),
         gate=config.gate,
@@ -96,16 +96,16 @@ def _modulated(
     module: nn.Module, name: str, observation: Observation, num_classes: int, options: dict[str, Any]
 ) -> Modulated:
     if not is_plain(module):
-        linear = isinstance(module, nn.Linear)
+        dim, call = channel_dim(module), observation.modules[name][0]
         layer = ModulatedOutput.from_module(
             module,
-            module.weight.shape[0],
+            call.outputs[0].shape[dim],
             num_classes,
-            dim=channel_dim(module),
-            in_features=module.in_features if linear else module.in_channels,
+            dim=dim,
+            in_features=call.inputs[0].shape[dim],
             **{k: v for k, v in options.items() if k != "gate_bias"},
         )
-        layer.example_shape = tuple(observation.modules[name][0].inputs[0].shape)
+        layer.example_shape = tuple(call.inputs[0].shape)
         return layer
     if isinstance(module, nn.Conv2d):
         return ModulatedConv2d.from_conv2d(module, num_classes, **options)

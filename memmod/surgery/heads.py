@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from memmod.errors import ModelError
 from memmod.outputs import called_logits, listed, logits_of, named_tensors, no_certain_logits
+from memmod.surgery.own_linear import own_linear_layers
+from memmod.surgery.plain_layers import channel_dim
 from memmod.surgery.trace import Observation
 
 HEAD_LAYERS = (nn.Linear, nn.Conv2d)
@@ -92,10 +94,11 @@ def _direct_layer(model: nn.Module, observation: Observation, tensor_id: int) ->
 
 
 def _layer_outputs(model: nn.Module, observation: Observation) -> dict[int, str]:
+    own = own_linear_layers(model, observation)
     return {
         id(t): name
         for name, module in model.named_modules()
-        if isinstance(module, HEAD_LAYERS)
+        if isinstance(module, HEAD_LAYERS) or name in own
         for call in observation.modules.get(name, ())
         for t in call.outputs
     }
@@ -133,7 +136,8 @@ def find_heads(model: nn.Module, observation: Observation, logits: Tensor) -> di
             calls = observation.producers(tensor_id)
             todo += [i for call in calls if not LAYER_CALLS.search(call.name) for i in call.inputs]
             continue
-        units = model.get_submodule(name).weight.shape[0]
+        dim = channel_dim(model.get_submodule(name))
+        units = observation.modules[name][0].outputs[0].shape[dim]
         if units == logits.shape[1]:
             heads[name] = units
     return heads

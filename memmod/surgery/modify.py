@@ -22,6 +22,7 @@ from memmod.surgery.gate import gate_layers
 from memmod.surgery.heads import choose_logits, find_heads, resolve_num_classes
 from memmod.surgery.inplace import protect_outputs
 from memmod.surgery.other_parameters import note_other_parameters
+from memmod.surgery.own_linear import own_linear_layers
 from memmod.surgery.plan import is_layer, plan_layers
 from memmod.surgery.qkv_bias import join_biases
 from memmod.surgery.record import Row, Surgery
@@ -105,6 +106,7 @@ def modify(
 
 def _idle_layers(model: nn.Module, first: Observation, example: Example, config: ModulateConfig) -> set[str]:
     layers = [name for name, module in model.named_modules() if first.modules.get(name) and is_layer(module)]
+    layers += own_linear_layers(model, first)
     return layers_without_effect(model, layers, example, lambda output: logits_of(output, config.logits))
 
 

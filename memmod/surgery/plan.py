@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from memmod.surgery.config import ModulateConfig
 from memmod.surgery.coverage import Coverage
 from memmod.surgery.example import Example
 from memmod.surgery.loose_weights import loose_weights
+from memmod.surgery.own_linear import own_linear_layers, weight_and_bias
 from memmod.surgery.plain_layers import channel_dim, is_plain
 from memmod.surgery.record import Row, Surgery
 from memmod.surgery.squeeze_excite import squeeze_excite_layers
@@ -53,6 +55,7 @@ def plan_layers(
     squeezed = squeeze_excite_layers(surgery.model, first)
     if only is not None:
         squeezed = {name for name in squeezed if not {name, _norm_behind(name, modules, first)} & only}
+    own_linear = own_linear_layers(surgery.model, first)
     refusals = _Refusals(modules, first, second, heads, config, example, squeezed, idle)
     coverage = Coverage()
     for name, module in modules.items():
@@ -61,7 +64,7 @@ def plan_layers(
             for weight in module.parameters():
                 coverage.count(weight, gated=False)
             continue
-        if not is_layer(module):
+        if not is_layer(module) and name not in own_linear:
             if type(module).__module__.startswith(QUANTISED) and hasattr(module, "weight"):
                 surgery.note(name, module, "skipped", "its weight is quantised")
             continue
@@ -74,12 +77,12 @@ def plan_layers(
         if reason is None and only is not None and not {name, behind} & only:
             reason = "has no memory in the file"
         if reason not in CHOSEN_NOT_TO_GATE:
-            coverage.count(getattr(module, "weight", None), gated=reason is None)
+            coverage.count(_weight(module), gated=reason is None)
         if reason is not None:
             surgery.note(name, module, "skipped", reason)
             continue
         chosen.append((name, behind))
-    for weight in _note_loose_weights(surgery, first, modules, example):
+    for weight in _note_loose_weights(surgery, first, modules, own_linear, example):
         coverage.count(weight, gated=False)
     coverage.warn(surgery.model)
     return chosen
@@ -88,6 +91,10 @@ def plan_layers(
 def is_layer(module: nn.Module) -> bool:
     """Whether it is of a kind that gets a memory."""
     return isinstance(module, (nn.Linear, nn.Conv2d, Modulated))
+
+
+def _weight(module: nn.Module) -> Any:
+    return module.weight if hasattr(module, "weight") else weight_and_bias(module)[0]
 
 
 class _Refusals:
@@ -170,6 +177,8 @@ def _readers(modules: dict[str, nn.Module], observation: Observation) -> dict[st
 
 def _own_forward_refusal(name: str, module: nn.Module, observation: Observation) -> str | None:
     output = observation.modules[name][0].outputs[0]
+    if not isinstance(module, (nn.Linear, nn.Conv2d)):
+        return None
     units, dim = module.weight.shape[0], channel_dim(module)
     if output.dim() < 2 or output.shape[dim] != units:
         return f"its output {tuple(output.shape)} has no channel dimension of {units} units"
@@ -196,13 +205,14 @@ def _norm_behind(name: str, modules: dict[str, nn.Module], observation: Observat
 
 
 def _note_loose_weights(
-    surgery: Surgery, observation: Observation, modules: dict[str, nn.Module], example: Example
+    surgery: Surgery, observation: Observation, modules: dict[str, nn.Module], own_linear: set[str], example: Example
 ) -> list[Tensor]:
     """List weights that act as a layer's but belong to no layer; returns them."""
     kinds = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, *UNSUPPORTED)
     # Folded and replaced layers ran with the weights that they had before.
     layers = [*modules.values(), *(module for _, module in surgery.originals)]
-    owned = {id(p) for m in layers if isinstance(m, kinds) for p in m.parameters()}
+    layers = [m for m in layers if isinstance(m, kinds)] + [modules[name] for name in own_linear]
+    owned = {id(p) for m in layers for p in m.parameters()}
     found = loose_weights(surgery.model, observation, owned, map(id, example.tensors))
     surgery.rows += [Row(loose.name, loose.kind, "skipped", loose.reason) for loose in found]
     return [loose.weight for loose in found]

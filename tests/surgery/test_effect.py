@@ -66,7 +66,7 @@ class Pool(nn.Module):
 
 
 class Last(nn.Module):
-    """Attention of which one token is read, as in CvT: the queries that a convolution makes of the others are dropped."""
+    """One token is read of its attention, as in CvT: the queries that a convolution makes of the others are dropped."""
 
     def __init__(self) -> None:
         super().__init__()
