@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from memmod.compiled import uncompiled_names
 from memmod.errors import ModelError
@@ -45,7 +47,13 @@ def state_sha256(model: nn.Module) -> str:
 def _is_plain(value: Any) -> bool:
     if not isinstance(value, Tensor):
         return False
-    return not (is_lazy(value) or value.is_meta or value.is_quantized or value.layout != torch.strided)
+    unusual = is_lazy(value) or value.is_meta or value.is_quantized or value.layout != torch.strided
+    return not (unusual or _is_wrapper(value))
+
+
+def _is_wrapper(tensor: Tensor) -> bool:
+    """Whether it is made of other tensors, as torchao's quantised weights are; a part of a distributed one is none."""
+    return is_traceable_wrapper_subclass(tensor) and not hasattr(tensor, "full_tensor")
 
 
 def _tensor(name: str, tensor: Tensor) -> list[bytes]:
@@ -70,6 +78,8 @@ def _content(name: str, value: Any) -> list[bytes]:
         return _group(name, "list", [(f"{name}[{place}]", part) for place, part in enumerate(value)])
     if isinstance(value, (set, frozenset)):
         return _group(name, "set", [(f"{name}[]", part) for part in sorted(value)])
+    if is_dataclass(value) and not isinstance(value, type):
+        return _group(name, type(value).__name__, [(name, {f.name: getattr(value, f.name) for f in fields(value)})])
     if isinstance(value, torch.ScriptObject):
         return _group(name, "packed", [(f"{name}.state", value.__getstate__())])
     if hasattr(value, "dtype") and hasattr(value, "tobytes"):
@@ -96,6 +106,10 @@ def _unusual_tensor(name: str, tensor: Tensor) -> list[bytes]:
         )
     if tensor.is_meta:
         raise ModelError(f"{name!r} is on the meta device and has no values: load the model's weights first")
+    if _is_wrapper(tensor):
+        names, context = tensor.__tensor_flatten__()
+        parts = [*((f"{name}.{part}", getattr(tensor, part)) for part in names), (f"{name}.context", context)]
+        return _group(name, type(tensor).__name__, [(name, tuple(tensor.shape)), *parts])
     tensor, layout = tensor.detach().cpu(), tensor.layout
     if tensor.is_quantized:
         return _quantised(name, tensor)

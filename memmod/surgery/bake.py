@@ -108,7 +108,7 @@ def _agree(actual: Tensor, expected: Tensor) -> bool:
 def _with_gates_inside(inner: nn.Module, gates: Tensor, x: Tensor) -> Iterator[nn.Module]:
     """Ordinary layers that may be the gated one: what `inner` computes on `x` tells which is."""
     weight, _ = weight_and_bias(inner)
-    for dim in (0, -1) if weight is not None else ():
+    for dim in (0, -1) if type(weight) is nn.Parameter else ():
         if weight.shape[dim] == gates.numel():
             yield _scaled_copy(inner, gates, dim)
     effective = _effective_layer(inner, gates, x)
@@ -154,12 +154,17 @@ def _effective_layer(inner: nn.Module, gates: Tensor, x: Tensor) -> nn.Module | 
     if watch.found is None or not isinstance(inner, (nn.Linear, nn.Conv2d)):
         return None
     func, call = watch.found
-    weight, bias = call["weight"].detach(), call.get("bias")
+    weight, bias = _ordinary(call["weight"].detach()), call.get("bias")
     new = (weight.double() * gates.view(-1, *(1,) * (weight.dim() - 1))).to(weight.dtype)
     bias = None if bias is None else (bias.detach().double() * gates).to(bias.dtype)
     if func is F.linear:
         return plain_linear(inner, new, bias)
     return plain_conv2d(inner, new, bias) if inner.padding_mode == "zeros" else None
+
+
+def _ordinary(weight: Tensor) -> Tensor:
+    """The values of a quantised weight; other weights are their own."""
+    return weight.dequantize() if type(weight) not in (Tensor, nn.Parameter) else weight
 
 
 def _channel_scale(gates: Tensor, dim: int, layer: ModulatedOutput) -> nn.Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 def layers_without_effect(
     model: nn.Module, layers: Iterable[str], example: Example, logits_in: Callable[[Any], Tensor]
 ) -> set[str]:
-    """Names of the layers that nothing of reaches the logits, whatever their output is.
+    """Names of the layers of whose output nothing reaches the logits, whatever it is.
 
     A pooling head beside the one that is used, queries of tokens that are dropped. Two runs must say so: no gradient
     of the logits comes back to the layer, and NaN in its output does not come through. A weight of zero behind it is
@@ -30,20 +31,38 @@ def layers_without_effect(
         logits_in: the logits in what the model returns.
     """
     two = example.with_samples([0, 1])
-    candidates = _without_gradient(model, layers, two, logits_in)
+    gradients = _gradients(model, layers, two, logits_in)
+    candidates = {name for name, gradient in gradients.items() if gradient is None or not gradient.isnan()}
     if not candidates:
         return set()
     with torch.no_grad():
         expected = logits_in(run_example(model, two.args, two.kwargs))
-        if _same_with_nan(model, candidates, two, logits_in, expected):
-            return candidates
-        return {name for name in candidates if _same_with_nan(model, {name}, two, logits_in, expected)}
+        idle = candidates
+        if not _same_with_nan(model, candidates, two, logits_in, expected):
+            idle = {name for name in candidates if _same_with_nan(model, {name}, two, logits_in, expected)}
+    _warn(model, [name for name, gradient in gradients.items() if gradient is None and name not in idle])
+    return idle
 
 
-def _without_gradient(
+def _warn(model: nn.Module, cut_off: list[str]) -> None:
+    if cut_off:
+        names = ", ".join(cut_off[:8]) + (f" and {len(cut_off) - 8} more" if len(cut_off) > 8 else "")
+        logger.warning(
+            "no gradient of the logits of %s comes back to %s (a quantised layer behind it that has none, a detach, "
+            "no_grad): a memory there gates, but cannot be trained; train it before that part is put in, and take it "
+            "over with load_memory_state()",
+            type(model).__name__,
+            names,
+        )
+
+
+def _gradients(
     model: nn.Module, layers: Iterable[str], example: Example, logits_in: Callable[[Any], Tensor]
-) -> set[str]:
-    """The layers that a gradient of NaN in all logits does not come back to; none where that cannot be told."""
+) -> dict[str, Tensor | None]:
+    """The sum of what a gradient of NaN in all logits is at each layer's output, None where none arrives.
+
+    No layer where that cannot be told.
+    """
     probes: list[tuple[str, Tensor]] = []
 
     def add_probe(name: str, output: Tensor) -> Tensor:
@@ -52,18 +71,23 @@ def _without_gradient(
         return output + probe
 
     try:
-        with torch.enable_grad(), _outputs_replaced(model, layers, add_probe):
+        with warnings.catch_warnings(), torch.enable_grad(), _outputs_replaced(model, layers, add_probe):
+            # Of quantised functions, that they have no gradient: that is told below.
+            warnings.simplefilter("ignore")
             logits = logits_in(run_example(model, example.args, example.kwargs))
             if not logits.requires_grad:
-                return set()
+                return {name: None for name, _ in probes}
             nan = torch.full_like(logits, torch.nan)
             gradients = torch.autograd.grad(logits, [probe for _, probe in probes], nan, allow_unused=True)
     # Functions of other libraries raise what they like; verify() tells of gates without effect too.
     except Exception as error:
         logger.debug("whether layers reach the logits of %s cannot be told: %s", type(model).__name__, error)
-        return set()
-    reached = {name for (name, _), g in zip(probes, gradients, strict=True) if g is not None and g.isnan()}
-    return {name for name, _ in probes} - reached
+        return {}
+    found: dict[str, Tensor | None] = {}
+    for (name, _), gradient in zip(probes, gradients, strict=True):
+        before = found.get(name)
+        found[name] = gradient if before is None else before if gradient is None else before + gradient
+    return found
 
 
 def _same_with_nan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from memmod.errors import ModelError
 from memmod.nn import ModulatedConv2d, ModulatedLinear, ModulatedOutput
@@ -116,6 +116,9 @@ def _why(module: nn.Module, new: Modulated, norm: nn.Module | None) -> str:
     if norm is not None:
         return f"with its {type(norm).__name__} folded in"
     if isinstance(new, ModulatedOutput):
+        kind = type(module._parameters.get("weight"))
+        if kind not in (nn.Parameter, Tensor, type(None)):
+            return f"behind the layer: its weight is of type {kind.__name__}, which it reads its own way"
         return f"behind the layer: {type(module).__name__} computes its output its own way"
     return ""
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from memmod.surgery.fold import has_hooks
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the layer computes what its base class computes, from a weight of its own."""
-    if "weight" not in module._parameters or has_hooks(module):
+    """Whether the layer computes what its base class computes, from an ordinary weight of its own."""
+    # A subclass of tensors (a quantised weight, say) is read by functions that know it, which the layer calls.
+    if type(module._parameters.get("weight")) not in (nn.Parameter, Tensor) or has_hooks(module):
         return False
     if isinstance(module, nn.Conv2d):
         return type(module).forward is nn.Conv2d.forward and type(module)._conv_forward is nn.Conv2d._conv_forward
