@@ -13,7 +13,8 @@ SOURCES := $(shell find csrc -type f) setup.py pyproject.toml
 
 SHELL := bash
 .DELETE_ON_ERROR:
-.PHONY: demo check test test-all gpu aot gpu-report aot-triton-3.6 bench compat docs sanitize lint format clean distclean
+.PHONY: demo examples check test test-all gpu aot gpu-report aot-triton-3.6 bench compat docs sanitize lint format
+.PHONY: clean distclean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/memmod demo
@@ -28,7 +29,7 @@ check test test-all aot aot-triton-3.6 sanitize: export NO_COLOR := 1
 # that it reads has changed, and with FORCE=1. Its output is in build/suites/NAME.log.
 SUITES := build/suites
 files = $(shell find $(1) \( -name __pycache__ -o -name '*.so' -o -name _build_info.json \) -prune -o -print)
-EVERYTHING := $(call files,memmod kernels csrc tests benchmarks docs README.md CONTRIBUTING.md Makefile MANIFEST.in)
+EVERYTHING := $(call files,memmod kernels csrc tests benchmarks examples docs README.md CONTRIBUTING.md Makefile MANIFEST.in)
 GPU_SOURCES := $(call files,memmod/ops kernels csrc tests/ops tests/triton tests/cuda benchmarks docs/gpu-report.md) \
   memmod/functional.py memmod/errors.py pyproject.toml
 define run
@@ -139,6 +140,19 @@ KERNEL_TESTS := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv
 INTERPRETED = $(KERNEL_TESTS) -k "not gradcheck and not autocast and not threads"
 # What the CUDA kernels serve, and the C++ that calls them: not fp64; the library's products beside them follow the threads.
 ON_HOST = $(KERNEL_TESTS) tests/ops/test_eager_on_gpu.py -k "not gradcheck and not threads"
+
+# The examples' own tests, those with heavy frameworks too, in an environment beside .venv that sees its packages.
+EXAMPLES := build/examples
+examples: $(EXAMPLES)/.stamp
+	OMP_NUM_THREADS=1 $(EXAMPLES)/bin/python -m pytest -rs tests/examples
+
+$(EXAMPLES)/.stamp: requirements/examples.txt $(DEVELOP) $(INSTALLED)
+	$(VENV)/bin/python -m venv --clear $(@D)
+	beside=$$($(VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	own=$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))"); \
+	echo "import site; site.addsitedir('$$beside')" > $$own/beside.pth
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 bench: $(INSTALLED) $(DEVELOP)
 	$(VENV)/bin/python -m pytest benchmarks --benchmark-only

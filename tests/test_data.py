@@ -53,6 +53,8 @@ def test_digits_are_split_in_stratified_halves() -> None:
     assert x.dtype == torch.float32 and abs(x.mean().item()) < 0.05 and abs(x.std().item() - 1) < 0.05
     black = TensorSplit(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1), 16.0, (0.3053,), (0.3761,))
     torch.testing.assert_close(digits.test.black.expand(1, 1, 8, 8), black.batch(torch.tensor([0])))
+    white = TensorSplit(torch.full((1, 1, 8, 8), 16, dtype=torch.uint8), torch.zeros(1), 16.0, (0.3053,), (0.3761,))
+    torch.testing.assert_close(digits.test.white.expand(1, 1, 8, 8), white.batch(torch.tensor([0])))
     again = load_data("digits")
     assert torch.equal(again.test.labels, digits.test.labels)
 

@@ -67,6 +67,10 @@ class FileSplit(Split):
     def black(self) -> Tensor:
         return -(torch.tensor(IMAGENET_MEAN) / torch.tensor(IMAGENET_STD)).view(-1, 1, 1)
 
+    @property
+    def white(self) -> Tensor:
+        return ((1 - torch.tensor(IMAGENET_MEAN)) / torch.tensor(IMAGENET_STD)).view(-1, 1, 1)
+
     def fingerprint(self) -> str:
         """Of the files' names, folders and sizes, not of their pixels, which would all have to be read."""
         described = [f"{Path(path).parent.name}/{Path(path).name} {os.stat(path).st_size}" for path in self.paths]

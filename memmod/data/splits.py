@@ -40,6 +40,11 @@ class Split:
         """What a black pixel is in `batch`'s images: ``[C, 1, 1]``."""
         raise NotImplementedError
 
+    @property
+    def white(self) -> Tensor:
+        """What a white pixel is in `batch`'s images: ``[C, 1, 1]``; a pixel in 0..255 lies between in proportion."""
+        raise NotImplementedError
+
     def check(self, on_image: Callable[[int, int], None] | None = None) -> None:
         """Find what is wrong with the images before they are needed; images in memory have been read already.
 
@@ -85,6 +90,10 @@ class TensorSplit(Split):
     @property
     def black(self) -> Tensor:
         return -self._offset[0]
+
+    @property
+    def white(self) -> Tensor:
+        return self._normalisation[0] * self._factor[0] - self._offset[0]
 
     def fingerprint(self) -> str:
         parts = [self.images, self.labels, self._factor, self._offset]

@@ -91,7 +91,10 @@ def test_check_decodes_what_is_few_and_opens_what_is_many(tmp_path: Path, monkey
         split.batch(torch.arange(3))
 
 
-def test_black_is_what_a_black_pixel_becomes(tmp_path: Path) -> None:
-    Image.new("RGB", (16, 16)).save(tmp_path / "black.png")
-    split = FileSplit([str(tmp_path / "black.png")], torch.zeros(1), 16)
-    torch.testing.assert_close(split.batch(torch.tensor([0]))[0], split.black.expand(3, 16, 16))
+def test_black_and_white_are_what_such_pixels_become(tmp_path: Path) -> None:
+    for name in ("black", "white"):
+        Image.new("RGB", (16, 16), name).save(tmp_path / f"{name}.png")
+    split = FileSplit([str(tmp_path / "black.png"), str(tmp_path / "white.png")], torch.zeros(2), 16)
+    black, white = split.batch(torch.tensor([0, 1]))
+    torch.testing.assert_close(black, split.black.expand(3, 16, 16))
+    torch.testing.assert_close(white, split.white.expand(3, 16, 16))
