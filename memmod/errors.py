@@ -32,3 +32,7 @@ class RunError(MemmodError, RuntimeError):
 
 class BackendError(MemmodError, RuntimeError):
     """A forced backend that is unavailable or cannot run a call."""
+
+
+class ExportError(MemmodError, RuntimeError):
+    """A model that cannot be exported as asked, or a package that exporting needs and that is missing."""

@@ -326,11 +326,7 @@ def bake(
             architecture.
     """
     wf, base, names = unlearned.wf, unlearned.base, unlearned.base.meta["class_names"]
-    if not 0 < len(set(forget)) < wf.num_classes:
-        raise SelectionError(
-            f"baking {len(set(forget))} of {wf.num_classes} classes leaves nothing to forget or nothing to recognise: "
-            f"name 1 to {wf.num_classes - 1}"
-        )
+    check_forgettable(forget, wf.num_classes)
     if not 0 <= threshold < 1:
         raise RunError(f"threshold is {threshold}; gates lie between 0 and 1, so it must be at least 0 and below 1")
     selection, label = set(forget), "-".join(names[c] for c in forget)
@@ -367,6 +363,15 @@ def bake(
     baked = replace(baked, stages=stages)
     write_json(card, _baked_card(baked, unlearned, forget, threshold))
     return baked
+
+
+def check_forgettable(forget: Sequence[int], num_classes: int) -> None:
+    """Raise SelectionError where a network without these classes knows all that it knew, or nothing."""
+    if not 0 < len(set(forget)) < num_classes:
+        raise SelectionError(
+            f"baking {len(set(forget))} of {num_classes} classes leaves nothing to forget or nothing to recognise: "
+            f"name 1 to {num_classes - 1}"
+        )
 
 
 def _check_test(dataset: Dataset, on_checked: Checked | None) -> None:

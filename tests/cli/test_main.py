@@ -35,6 +35,7 @@ COMMANDS = (
     "erase",
     "frontier",
     "bake",
+    "export",
     "info",
 )
 TINY = ("--steps", "4", "--eval-every", "2", "--batch-size", "16", "--max-set-size", "2")
@@ -196,6 +197,40 @@ def test_bake_does_not_write_over_a_file(copy):
     succeed("bake", copy / "unlearned", "--forget", 3)
     assert "baked-3.safetensors" in fail("bake", copy / "unlearned", "--forget", "3")
     succeed("bake", copy / "unlearned", "--forget", "3", "--overwrite")
+
+
+@pytest.mark.slow
+def test_export_writes_a_program_and_says_how_to_call_it(copy):
+    output = succeed("export", copy / "unlearned", "--format", "torch-export")
+    path = copy / "unlearned" / "exported.pt2"
+    assert f"model = torch.export.load({path.name!r}).module()" in output and str(path) in output
+    wf = ModulatedModel.from_file(load_base(copy / "base")[0], copy / "unlearned" / "memory.safetensors")
+    x, forget = torch.randn(3, 1, 8, 8), torch.tensor([3, -1, 9])
+    with torch.no_grad():
+        found = torch.export.load(path).module()(x, forget=forget)
+        torch.testing.assert_close(found, wf(x, forget=forget), rtol=1e-4, atol=1e-4)
+    assert "already there" in fail("export", copy / "unlearned", "--format", "torch-export")
+
+
+def test_export_writes_weights_for_the_base(copy):
+    succeed("export", copy / "unlearned", "--format", "safetensors", "--forget", "3,5", "--threshold", 0.9)
+    base = load_base(copy / "base")[0]
+    wf = ModulatedModel.from_file(base, copy / "unlearned" / "memory.safetensors")
+    base.load_state_dict(load_file(copy / "unlearned" / "exported-3-5.safetensors"))
+    x = torch.randn(3, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(base(x), wf.bake({3, 5}, 0.9)(x), rtol=1e-4, atol=1e-4)
+
+
+def test_export_refuses_what_no_file_can_hold(copy):
+    run, before = copy / "unlearned", sorted(p.name for p in (copy / "unlearned").iterdir())
+    assert "name the classes to forget for good" in fail("export", run, "--format", "safetensors")
+    assert "leave sets and sizes out" in fail("export", run, "--format", "safetensors", "--forget", 3, "--sets")
+    assert "must end in .onnx" in fail("export", run, "--out", copy / "m.pt2")
+    assert "leave threshold out" in fail("export", run, "--format", "torch-export", "--threshold", 0.5)
+    assert "name 1 to 9" in fail("export", run, "--format", "torch-export", "--forget", "0,1,2,3,4,5,6,7,8,9")
+    assert invoke("export", run, "--format", "coreml").exit_code == 2
+    assert sorted(p.name for p in run.iterdir()) == before
 
 
 def test_the_package_runs_as_a_module():
