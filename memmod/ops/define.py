@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from memmod.errors import SelectionError
-from memmod.ops.modes import ordinary
+from memmod.ops import flop_formulas
+from memmod.ops.modes import counts_may_run, ordinary
 
 _LIBRARY = torch.library.Library("memmod", "DEF")
 _DEVICES = ("CPU", "CUDA")
@@ -86,6 +87,8 @@ def define_autograd(
     def apply(*args: Any) -> Tensor:
         tensors = [a for a in args if isinstance(a, Tensor)]
         if not ordinary(tensors):
+            if counts_may_run():
+                flop_formulas.register()
             return op(*args)[0]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             return Function.apply(*args)[0]

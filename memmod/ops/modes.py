@@ -16,6 +16,11 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
 
 
+def counts_may_run() -> bool:
+    """Whether a mode looks at eager calls, as flop counters do."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+
+
 def ordinary(tensors: Iterable[Tensor | None]) -> bool:
     """Whether nothing but autograd looks at a call of these tensors."""
     return (
