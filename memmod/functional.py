@@ -97,7 +97,10 @@ def modulated_conv2d(
     keep: str = "output",
     activation: str | None = None,
 ) -> Tensor:
-    """As `modulated_linear`, with a convolution and its options as in `torch.nn.functional.conv2d`.
+    """As `modulated_linear`, with a convolution (arXiv 2304.02049).
+
+    `stride`, `padding`, `dilation` and `groups` are as in `torch.nn.functional.conv2d`; `gate`, `gate_bias`, `keep` and
+    `activation` as in `modulated_linear`.
 
     Shapes:
         x ``[k·B, I, H, W]`` (row r belongs to sample r // k), weight ``[O, I / groups, kH, kW]``, bias ``[O]``, memory
@@ -142,6 +145,8 @@ def modulate_output(
     x: Tensor, memory: Tensor, index: Tensor | None, *, dim: int = 1, gate: str = "sigmoid", keep: str = "output"
 ) -> Tensor:
     """y = s ⊙ x along `dim`: gates behind any layer, in x's own dtype (autocast changes nothing).
+
+    `gate` and `keep` are as in `modulated_linear`.
 
     Shapes:
         x ``[k·B, …]`` with the memory's width K at `dim` (not 0), memory ``[C, K]``, index int64 ``[B]`` or ``[B, S]``

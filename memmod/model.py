@@ -73,6 +73,8 @@ class ModulatedModel(nn.Module):
     (`forward_features`, `default_cfg`, ...) pass through to the inner model `wf.model`; ``with wf.forgetting(...)``
     makes them obey a selection too. The base stays frozen and in eval mode whatever `train()` is called; the memories
     are the only parameters that train. Implements arXiv 2304.02049.
+
+    Not made by hand: `model` is what surgery left of the base, `changes` what it did to it.
     """
 
     def __new__(cls, *_args: Any, **_kwargs: Any) -> ModulatedModel:
@@ -294,7 +296,7 @@ class ModulatedModel(nn.Module):
         return Summary(self._changes.rows)
 
     def verify(self, example_input: Any = None) -> None:
-        """Prove on an example (default: random images of the example's shape) that every gate acts.
+        """Prove on `example_input` (default: random images of the shape that `modulate` saw) that every gate acts.
 
         Every gated layer is called; a selection for one sample changes its logits and leaves the others' bit-equal;
         each layer alone changes the logits. The trained memories are not used, and nothing is changed.

@@ -36,7 +36,13 @@ LAYOUT = torch.channels_last
 class TrainConfig:
     """How a base is trained: AdamW with a one-cycle learning rate (arXiv 1708.07120) on cross-entropy.
 
-    `shift` moves images by up to that many pixels; `flip` mirrors half of them.
+    Args:
+        epochs: passes over the training split.
+        lr: AdamW's highest learning rate.
+        weight_decay: AdamW's.
+        label_smoothing: the share of a label that goes to all classes alike.
+        shift: moves images by up to that many pixels.
+        flip: mirrors half of the images.
     """
 
     epochs: int = 6
@@ -54,7 +60,11 @@ class TrainConfig:
 
 
 def default_training(model: str, dataset: Dataset) -> TrainConfig:
-    """Settings under which the small networks reach their accuracy on small images; a start for other models."""
+    """Settings under which the small networks reach their accuracy on small images; a start for other models.
+
+    Args:
+        model: its name, as `create_model` takes it.
+    """
     few = len(dataset.train) < 5000
     config = TrainConfig(epochs=60, batch_size=64) if few else TrainConfig(epochs=6)
     if model == "vit":
@@ -366,7 +376,9 @@ def _environment(device: torch.device) -> dict[str, Any]:
 
 
 def augment(x: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Randomly shifted (per sample, edges filled with the border's values) and mirrored images ``[B, C, H, W]``."""
+    """Images ``[B, C, H, W]`` shifted and mirrored at random, as `config` says: per sample, edges filled with the
+    border's values.
+    """
     batch, _, height, width = x.shape
     if config.shift:
         span = 2 * config.shift + 1

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 # Of base.json.
 FORMAT_VERSION = 2
 SMALL = ("resnet", "vgg", "vit")
+"""Networks of memmod's own, for images of 8 to 64 pixels."""
 
 
 def create_model(
@@ -162,7 +163,10 @@ class SmallResNet(nn.Module):
 
 
 class SmallVGG(nn.Module):
-    """A plain stack of convolutions with BatchNorm (arXiv 1409.1556) for small images; logits ``[B, num_classes]``."""
+    """A plain stack of convolutions with BatchNorm (arXiv 1409.1556) for small images.
+
+    Images ``[B, channels, H, W]``, 8 to 64 pixels wide; logits ``[B, num_classes]``.
+    """
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
@@ -250,7 +254,13 @@ def _check_base_card(card: Any, origin: Origin) -> int:
 
 
 def base_meta(name: str, dataset: Dataset, config: TrainConfig, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What `save_base` records of a trained base."""
+    """What `save_base` records of a trained base.
+
+    Args:
+        name: the network's, as `create_model` takes it.
+        config: how it was trained.
+        metrics: what was measured of it, by name.
+    """
     return {
         "model": name,
         "data": dataset.name,

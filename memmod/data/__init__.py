@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 NAMES = ("digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "imagenet", "folder:PATH")
+"""What `load_data` takes."""
 DEFAULT_IMAGE_SIZE = 224
 
 
@@ -82,7 +83,7 @@ def load_data(
 
 
 def check_class_names(dataset: Dataset, expected: Sequence[str]) -> None:
-    """Check that a data set has the classes that a model was trained on, in the same order.
+    """Check that a data set has the `expected` classes, those that a model was trained on, in the same order.
 
     Raises:
         DataError: they differ.

@@ -32,7 +32,8 @@ _CHECKED_TOGETHER = 1000
 class FileSplit(Split):
     """Images in files, decoded when taken: resized, centre-cropped to `image_size`, normalised as ImageNet's.
 
-    Of a file with several frames the first is taken; `memmod.data.image_files.read_rgb` says how pixels become RGB.
+    `paths` and `labels` int64 ``[N]`` say which; a batch is ``[B, 3, image_size, image_size]``. Of a file with several
+    frames the first is taken; `memmod.data.image_files.read_rgb` says how pixels become RGB.
 
     Raises:
         DataError: a file cannot be decoded; it is named.

@@ -23,6 +23,7 @@ IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+"""Of each split the files of images and of labels, as MNIST and Fashion-MNIST call them; with .gz behind or without."""
 
 
 def fashion_mnist(root: str | os.PathLike | None, download: bool) -> Dataset:
@@ -87,7 +88,7 @@ def _idx_splits(
 
 
 def read_idx(path: Path, dims: int) -> Tensor:
-    """A uint8 tensor with `dims` dimensions from an IDX file, plain or gzipped.
+    """A uint8 tensor of `dims` dimensions (images ``[N, H, W]``, labels ``[N]``) from an IDX file, plain or gzipped.
 
     Raises:
         DataError: not IDX, of another type or number of dimensions, or of another length than its header says.

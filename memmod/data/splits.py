@@ -70,7 +70,7 @@ class Split:
 
 
 class TensorSplit(Split):
-    """Images in memory: uint8 or fp32 ``[N, C, H, W]``, normalised as ``(x / scale - mean) / std`` when taken."""
+    """`images` in memory: uint8 or fp32 ``[N, C, H, W]``, normalised as ``(x / scale - mean) / std`` when taken."""
 
     def __init__(
         self, images: Tensor, labels: Tensor, scale: float, mean: Sequence[float], std: Sequence[float]
@@ -105,7 +105,7 @@ class TensorSplit(Split):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: `train` and `test` splits, class names, and the shape ``(C, H, W)`` of an image."""
+    """A data set: its `name`, `train` and `test` splits, class names, and `input_shape` ``(C, H, W)`` of an image."""
 
     name: str
     train: Split
@@ -115,6 +115,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
+        """C, the number of class names."""
         return len(self.class_names)
 
 

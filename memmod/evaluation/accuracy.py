@@ -50,6 +50,7 @@ class Accuracies:
 
     @property
     def mean_forget(self) -> float:
+        """The mean of `acc_forget`, each selection counted once."""
         return sum(self.acc_forget) / len(self.acc_forget)
 
     @property
@@ -59,6 +60,7 @@ class Accuracies:
 
     @property
     def mean_retain(self) -> float:
+        """The mean of `acc_retain`, each selection counted once."""
         return sum(self.acc_retain) / len(self.acc_retain)
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,6 +158,7 @@ def evaluate(
     Args:
         split: images ``[N, ...]`` and labels ``[N]``.
         selections: what to forget each time; default: every class by itself.
+        method: what the result calls the model.
         on_image: called with the number of images after each forward pass, for progress.
 
     Raises:

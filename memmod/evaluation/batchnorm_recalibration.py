@@ -30,6 +30,7 @@ def restandardised(
     norms are folded. Batches hold all classes, as test data come: shuffled, the selected class among the others.
 
     Args:
+        split: images and labels, of every class.
         selections: what to forget each time; default: every class by itself.
         batch_size: images whose statistics are taken together, at least 2.
 

@@ -37,6 +37,8 @@ def without_gates(
     The logit mask is the trivial rival: the selected classes' logits become -∞, the network stays as it is.
 
     Args:
+        split: images ``[N, ...]`` and labels ``[N]``.
+        selections: the classes to forget, each time.
         logits_path: where the logits are in what `base` returns, as `ModulateConfig.logits` says.
     """
     device = next((p.device for p in base.parameters()), torch.device("cpu"))

@@ -20,21 +20,24 @@ ByShares = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class SampledAccuracies:
-    """Accuracy on each class with it selected, and the mean accuracy with another class selected."""
+    """Accuracy on each class with it selected, `acc_forget`; `mean_retain`, that of images of other classes, meaned."""
 
     acc_forget: tuple[float, ...]
     mean_retain: float
 
     @property
     def worst_forget(self) -> float:
+        """The highest accuracy of a class that is selected."""
         return max(self.acc_forget)
 
     @property
     def worst_class(self) -> int:
+        """The class of `worst_forget`."""
         return self.acc_forget.index(self.worst_forget)
 
     @property
     def mean_forget(self) -> float:
+        """The mean of `acc_forget`."""
         return sum(self.acc_forget) / len(self.acc_forget)
 
 

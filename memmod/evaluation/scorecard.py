@@ -40,19 +40,22 @@ class Scorecard:
 
     @property
     def memmod(self) -> Accuracies:
+        """The modulated model's, every class by itself."""
         return self.methods[0]
 
     @property
     def original(self) -> Accuracies:
+        """The original network's on the same images: it forgets nothing."""
         return self.methods[1]
 
     def difference(self, method: Accuracies | None = None) -> tuple[float, ...]:
-        """d per class: Acc_r minus the original network's on the same images; default: of memmod."""
+        """d per class: Acc_r of `method` (default: memmod) minus the original network's on the same images."""
         method = method or self.memmod
         return tuple(a - b for a, b in zip(method.acc_retain, self.original.acc_retain, strict=True))
 
     @property
     def mean_difference(self) -> float:
+        """The mean of `difference` over the classes."""
         return sum(self.difference()) / len(self.class_names)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +70,7 @@ class Scorecard:
 
     @property
     def caption(self) -> str:
+        """One line above the tables: how many images, and the original network's accuracy."""
         return f"{self.images} images; base accuracy {percent(self.base_accuracy)}"
 
     def sections(self) -> list[list[tuple[str, ...]]]:
@@ -131,6 +135,7 @@ def scorecard(
         split: the test images and labels, with images of every class.
         class_names: default: the model's, else numbers.
         set_sizes: sizes of the random sets of classes; sizes that leave no class out are passed over.
+        sets_per_size: random sets of each size.
         seed: of the random sets and of the random gates.
         on_image: called with the number of images after each forward pass; `forward_passes` says how many will come.
 
@@ -159,7 +164,7 @@ def scorecard(
 
 
 def forward_passes(num_classes: int, set_sizes: Sequence[int] = (2, 3), sets_per_size: int = 10, seed: int = 0) -> int:
-    """How often `scorecard` runs a network over the whole split."""
+    """How often `scorecard` runs a network over the split, for the same `set_sizes`, `sets_per_size` and `seed`."""
     sets = sum(len(random_sets(num_classes, size, sets_per_size, seed)) for size in set_sizes if size < num_classes)
     return 2 * num_classes + sets + 1
 

@@ -31,6 +31,7 @@ def log_probability(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 TARGETS: dict[str, Target] = {"logit": logit, "margin": margin, "log-probability": log_probability}
+"""What `attribute` can take apart, by name: functions of logits ``[B, C]`` and classes ``[B]``."""
 
 
 def target_of(target: str | Target) -> Target:

@@ -31,6 +31,7 @@ class ModulatedMultiheadAttention(nn.Module):
 
     Raises:
         SelectionError: an index of a wrong dtype, shape, device or range, or rows that are not a multiple of B.
+        ValueError: `embed_dim` is not divisible by `num_heads`.
     """
 
     # torch's encoder layers take their fused inference path, which calls no projection, only where this is True.
@@ -103,10 +104,12 @@ class ModulatedMultiheadAttention(nn.Module):
 
     @property
     def in_proj_weight(self) -> Tensor:
+        """Of query, key and value, ``[3·embed_dim, embed_dim]``: read where `torch.nn.MultiheadAttention`'s is."""
         return self.in_proj.weight
 
     @property
     def in_proj_bias(self) -> Tensor | None:
+        """Of query, key and value, ``[3·embed_dim]``."""
         return self.in_proj.bias
 
     def forward(
@@ -121,6 +124,14 @@ class ModulatedMultiheadAttention(nn.Module):
         is_causal: bool = False,
         index: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        """Attention from `query` to `key` and `value`, under the selection `index`; None: the model's selection.
+
+        `key_padding_mask` ``[B, S]``, `attn_mask` ``[L, S]`` or ``[B·num_heads, L, S]``, `need_weights`,
+        `average_attn_weights` and `is_causal` are as in `torch.nn.MultiheadAttention`.
+
+        Raises:
+            ValueError: `is_causal` without `attn_mask`.
+        """
         if isinstance(query, Proxy):
             options = {
                 "key_padding_mask": key_padding_mask,

@@ -90,7 +90,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         return _share(layer, conv)
 
     def set_norm(self, norm: nn.BatchNorm2d) -> None:
-        """Remember the BatchNorm that was folded into this layer, so that batch statistics can act in its place.
+        """Remember `norm`, which was folded into this layer, so that batch statistics can act in its place.
 
         Folding scaled each unit by γ/√(v + ε). Scaled back, it is ± the unit that BatchNorm saw but for a constant that
         the mean takes away; the sign went into |γ|. A unit with γ = 0 is constant, and comes out as β.

@@ -28,6 +28,7 @@ class ModulatedOutput(Modulated):
 
     Raises:
         SelectionError: an index of a wrong dtype, shape, device or range, or rows that are not a multiple of B.
+        ValueError: an input memory is asked for, and `in_features` is not given.
     """
 
     def __init__(

@@ -15,6 +15,7 @@ from memmod.errors import BackendError
 from memmod.ops.modes import ordinary
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
+"""What `set_backend` and MEMMOD_BACKEND take."""
 
 # Tried in this order for tensors of that device, before the reference.
 _AUTOMATIC = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}

@@ -22,7 +22,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class LayerNote:
-    """One line of a model's summary: what became of a layer, and why."""
+    """One line of a model's summary: what became of a `layer` (`outcome`), and the `reason`."""
 
     layer: str
     outcome: str
@@ -31,7 +31,13 @@ class LayerNote:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a round of unlearning found on held-out training images; `acc_forget` has a figure for each class."""
+    """What a round of unlearning found on held-out training images.
+
+    Args:
+        acc_forget: accuracy on each class while it is selected.
+        mean_retain: mean accuracy on the others.
+        base_retain: that of the base, with nothing selected.
+    """
 
     acc_forget: Sequence[float]
     mean_retain: float
@@ -40,7 +46,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Table:
-    """Names and values: settings, versions, facts."""
+    """`rows` of names and values under a `title`: settings, versions, facts."""
 
     title: str
     rows: Mapping[str, Any]
@@ -63,6 +69,11 @@ class Run:
         by_class: of a network that forgets nothing when it is asked: erased, or a base.
         memories: the gates of each layer.
         notes: what was gated, folded, replaced and skipped.
+        explanation: what `memmod explain` wrote.
+        audits: what `memmod audit` wrote, each of some classes.
+        comparison: what `memmod compare` wrote.
+        facts: short lines above the parts, by name.
+        tables: settings and versions, at the end.
     """
 
     title: str
@@ -86,7 +97,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole page: one run, or several of the same data."""
+    """A whole page with a `title`: one of `runs`, or several of the same data; `facts` stand above them, by name."""
 
     title: str
     runs: Sequence[Run]

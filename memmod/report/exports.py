@@ -22,6 +22,12 @@ _WRITERS: dict[str, Callable[[dict[str, Any]], bytes]] = {"png": library.png, "p
 def write_figures(run: Run, folder: str | os.PathLike[str], kind: str, *, overwrite: bool = False) -> list[Path]:
     """Write every chart of a run to `folder` as NAME.png or NAME.pdf, in the colours for light paper.
 
+    Args:
+        run: what its charts show.
+        folder: is made where it is not there.
+        kind: "png" or "pdf".
+        overwrite: replace files that are there already.
+
     Raises:
         RunError: files that are there already, no chart at all, or vl-convert is not installed.
     """

@@ -59,7 +59,7 @@ def render(report: Report) -> str:
 
 
 def write_report(report: Report, path: str | os.PathLike[str]) -> None:
-    """Write the page to `path`, whole or not at all. Raises RunError as `render` does."""
+    """Write the page of `report` to `path`, whole or not at all. Raises RunError as `render` does."""
     write_atomically(path, render(report).encode())
 
 

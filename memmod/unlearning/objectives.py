@@ -69,7 +69,10 @@ _objectives: dict[str, Objective] = {}
 
 
 def objective(name: str, needs_frozen: bool = False) -> Callable[[Callable[[Batch], Terms]], Callable[[Batch], Terms]]:
-    """Register a function from a `Batch` to its `Terms` under a name."""
+    """Register a function from a `Batch` to its `Terms` under a `name`.
+
+    With `needs_frozen` the batch holds the logits of the base, with nothing selected, too.
+    """
 
     def register(terms: Callable[[Batch], Terms]) -> Callable[[Batch], Terms]:
         _objectives[name] = Objective(name, terms, needs_frozen)

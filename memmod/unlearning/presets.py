@@ -125,10 +125,15 @@ def fast(wf: ModulatedModel, **changes: Any) -> UnlearnConfig:
 
 
 PRESETS: dict[str, Callable[..., UnlearnConfig]] = {"default": default, "fast": fast}
+"""Functions from a modulated model and changes to settings, by the preset's name."""
 
 
 def preset(name: str, wf: ModulatedModel, **changes: Any) -> UnlearnConfig:
     """The settings of a preset for a modulated model, with some of them changed.
+
+    Args:
+        name: of `PRESETS`.
+        changes: fields of `UnlearnConfig` that get other values.
 
     Raises:
         RunError: there is no such preset.

@@ -46,6 +46,7 @@ class Trainer:
     Raises:
         DataError: a class is missing from the data, or the data's classes are not the model's.
         ModelError: the gates cannot be trained.
+        RunError: `checkpoint_every` is below 1.
     """
 
     def __init__(

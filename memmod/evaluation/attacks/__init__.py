@@ -30,6 +30,7 @@ ATTACKS: tuple[Attack, ...] = (
     BASE_NORMS,
     GATE_FLIP,
 )
+"""Every attack, in the order in which an audit makes them."""
 
 
 def get_attack(name: str) -> Attack:

@@ -1,4 +1,7 @@
-"""Statistics undone: BatchNorm estimated anew on the baked network, and every unit scaled back to its old spread."""
+"""Statistics undone: BatchNorm estimated anew on the baked network, and every unit scaled back to its old spread.
+
+memmod's own: a gate before a normalisation is undone by it, so whoever has images can undo it.
+"""
 
 from __future__ import annotations
 

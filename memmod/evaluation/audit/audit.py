@@ -28,7 +28,7 @@ TIMED = 200
 
 @dataclass(frozen=True)
 class Progress:
-    """One part done: `part` of `parts`, what it was, and about how many seconds the rest will take."""
+    """One part done: `part` of `parts`, the `attack` and its `subject`; the rest takes about `seconds_left`."""
 
     part: int
     parts: int
@@ -68,6 +68,9 @@ def audit(
     The held-out oracle comes first: an attack that calls it worse than the oracles is reported as broken.
 
     Args:
+        bench: the networks.
+        case: the original network, the oracles, the classes and the data.
+        attacks: of `memmod.evaluation.attacks.ATTACKS`, say.
         parts: where finished parts are kept; a later call with the same networks, data and settings takes them from
             there, so that an audit resumes after a kill.
         data: a hash of the images and labels, part of the parts' keys.
@@ -103,7 +106,7 @@ def audit(
 
 
 def expected_seconds(bench: Bench, case: Case, attacks: Sequence[Attack]) -> float:
-    """About how long an audit will take where no part of it is finished."""
+    """About how long `audit` takes for the same `bench`, `case` and `attacks` where no part of it is finished."""
     return _cost(list(_work(bench, case, attacks))) * seconds_per_image(bench.suspect, case)
 
 

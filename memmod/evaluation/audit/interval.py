@@ -32,6 +32,7 @@ class OracleInterval:
 
     @property
     def mean(self) -> float:
+        """The oracles' mean."""
         return math.fsum(self.values) / len(self.values)
 
     @property
@@ -46,6 +47,7 @@ class OracleInterval:
 
     @property
     def bounds(self) -> tuple[float, float]:
+        """The lower and the upper end: the mean ∓ half the width."""
         return self.mean - self.half_width, self.mean + self.half_width
 
 
@@ -64,6 +66,7 @@ def judge(value: float, interval: OracleInterval, knows: str) -> Verdict:
     """Compare a figure with the oracles' interval.
 
     Args:
+        value: the figure.
         knows: "more" where a larger figure tells that more is known of the class, "less" where a smaller one does,
             "either" where any other figure does, "neither" where none does.
 

@@ -51,6 +51,8 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 def total_variation(p: Tensor, q: Tensor) -> float:
     """Total variation between the mean predicted distributions, ½ Σ_c |mean p_c - mean q_c|: 0 to 1.
 
+    The distance is that of Levin and Peres, Markov Chains and Mixing Times, 2017.
+
     Args:
         p: probabilities ``[N, C]`` of one network.
         q: alike, of another, on the same images.

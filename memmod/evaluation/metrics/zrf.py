@@ -25,7 +25,7 @@ def zrf(p: Tensor, random: Tensor) -> float:
 
 
 def zrf_as_in_published_code(p: Tensor, random: Tensor) -> float:
-    """What the code published with the paper computes, to compare with figures that were made with it.
+    """What the code published with arXiv 2205.08096 computes, to compare with figures that were made with it.
 
     It takes KL(m ‖ p) and KL(m ‖ q) where the formula has KL(p ‖ m) and KL(q ‖ m), and divides by N·C instead of N.
     Probabilities of exactly 0 make it infinite, as there.

@@ -8,8 +8,8 @@ from typing import Any
 
 from memmod.report.palette import variable
 
-# More classes than this leave no room for a row each.
 MANY = 50
+"""More classes than this leave no room for a row each."""
 # Up to this many, cells have room for their figures.
 FEW = 12
 _SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"

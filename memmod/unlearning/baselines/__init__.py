@@ -50,6 +50,7 @@ METHODS: dict[str, Method] = {
         low_rank.METHOD,
     )
 }
+"""Every method by its name, the trivial controls first."""
 
 
 def get_method(name: str) -> Method:

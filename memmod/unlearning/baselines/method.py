@@ -51,6 +51,7 @@ class ForgetTask:
 
     @property
     def device(self) -> torch.device:
+        """The network's."""
         return next((p.device for p in self.network.parameters()), torch.device("cpu"))
 
     def logits(self, network: nn.Module, x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found: the best setting, every setting tried in the grid's order, and the seconds of them all."""
+    """What a search found: the best `config`, a `table` of all in the grid's order, and the `seconds` of them all."""
 
     config: Any
     table: tuple[Row, ...]
