@@ -6,21 +6,22 @@ share of the change is integrated on the way, as integrated gradients (arXiv 170
     A = ∫ (1 - s) ⊙ o_t ⊙ ∂f/∂(s_t ⊙ o_t) dt,    o_t the tensor before its gates at t.
 
 Summed over everything this is f with open gates less f with the trained ones, exactly, up to the steps of the integral.
+The same holds of every section of the path, so that a section whose parts miss what it takes is known and halved.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from memmod.errors import SelectionError
 from memmod.explain.gate_path import GatedTensor, gates_at
 from memmod.explain.placement import Place, onto_image, places
+from memmod.explain.quadrature import gauss_legendre
 from memmod.explain.targets import Target, target_of
 from memmod.model import ModulatedModel
 from memmod.ops.gating import distinct
@@ -29,8 +30,8 @@ from memmod.selection import Forget, to_index
 # Error of the sum, relative to the drop, largest of 100 test images: trained ResNet .0036, ViT 4e-6 by Gauss-Legendre
 # points; .0026 and .0009 by as many midpoints. Half as many: .006, .002; .004, .004.
 STEPS = 16
-# A path that is steeper than that is walked again in twice the steps, up to so many.
-MOST_STEPS = 256
+# The shortest section of a path that is steeper than that.
+NARROWEST = 1 / 128
 TOLERANCE = 0.01
 BATCH = 32
 
@@ -46,6 +47,7 @@ class Attribution:
         cells: of every memory, by name: the parts by cells of its grid, ``[B, h·w]``.
         grids: of every memory, (h, w).
         size: the image's height and width.
+        points: where on its path each sample's gradient was taken: how many places, int64 ``[B]``.
     """
 
     before: Tensor
@@ -54,6 +56,7 @@ class Attribution:
     cells: dict[str, Tensor]
     grids: dict[str, tuple[int, int]]
     size: tuple[int, int]
+    points: Tensor
 
     @property
     def drop(self) -> Tensor:
@@ -101,8 +104,9 @@ def attribute(
 ) -> Attribution:
     """Take apart what a selection takes from a target.
 
-    Costs `steps` forward and backward passes with frozen weights; keeps two copies of the gated tensors of `batch_size`
-    samples at a time, and of the result units and cells alone.
+    Costs `steps` forward and backward passes with frozen weights, more where a path is steep; keeps two copies of the
+    gated tensors of `batch_size` samples at a time, and units and cells alone of the result, and of the sections of
+    `batch_size` samples that are to be halved.
 
     Args:
         x: images ``[B, C, H, W]``.
@@ -111,9 +115,10 @@ def attribute(
             (logits ``[B, C]``, classes ``[B]``) → ``[B]``.
         classes: int64 ``[B]``, or one for all; default: the selected class, where each sample selects one.
         strength: the gates' exponent: s^strength is the path's end.
-        steps: points of the Gauss-Legendre rule.
-        tolerance: samples whose parts miss the measured drop by more than this share of it are taken apart again in
-            twice the steps, up to 256; None: never. What is left is `residual`.
+        steps: points of the Gauss-Legendre rule, on the whole path and on each section of it.
+        tolerance: a sample whose parts miss the measured drop by more than this share of it is taken apart again, by
+            halves of its path and halves of those sections that miss what they take, until its parts agree or
+            sections are 1/128 of the path; None: never. What is left is `residual`.
         batch_size: samples at a time.
 
     Returns:
@@ -130,60 +135,137 @@ def attribute(
             f"steps is {steps}, batch_size {batch_size} and strength {strength}; steps and batch_size must be at least "
             "1, strength above 0"
         )
-    where, gates = places(wf, x.shape[1:]), wf.gates()
-
-    def walked(rows: Tensor, steps: int) -> Attribution:
-        parts = []
-        for batch in rows.split(batch_size):
-            trained = _trained(gates, index if len(index) == 1 else index[batch], len(batch), strength)
-            parts.append(_along_path(wf, x[batch], trained, classes[batch], function, steps, where))
-        return _joined(parts, where, tuple(x.shape[-2:]))
-
-    found = walked(torch.arange(len(x), device=x.device), steps)
-    while tolerance is not None and 2 * steps <= MOST_STEPS:
-        steps *= 2
-        missed = (found.residual.abs() > tolerance * found.drop.abs()).nonzero().flatten()
-        if not len(missed):
-            break
-        _replace(found, missed, walked(missed.to(x.device), steps))
+    path = _Path(wf, x, index, strength, classes, function)
+    found = path.nothing(len(x))
+    for rows in torch.arange(len(x)).split(batch_size):
+        walked = path.walk(rows, torch.zeros(len(rows)), 1.0, steps)
+        found.before[rows], found.after[rows], found.points[rows] = walked.before, walked.after, walked.points
+        _add(found, rows, walked, torch.ones(len(rows), dtype=torch.bool))
+    if tolerance is not None:
+        _refine(path, found, steps, tolerance, batch_size)
     return found
 
 
-def _along_path(
-    wf: ModulatedModel,
-    x: Tensor,
-    trained: dict[str, Tensor],
-    classes: Tensor,
-    target: Target,
-    steps: int,
-    where: dict[str, tuple[Place, ...]],
-) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """(before, after, units, cells) of one batch; `trained` are the gates at the path's end."""
-    units = {name: gate.new_zeros(gate.shape, dtype=torch.float64) for name, gate in trained.items()}
-    cells = {name: x.new_zeros(len(x), math.prod(found[0].grid), dtype=torch.float64) for name, found in where.items()}
-    points, weights = np.polynomial.legendre.leggauss(steps)
-    for t, weight in zip((points + 1) / 2, weights / 2, strict=True):
-        tensors: list[GatedTensor] = []
-        with torch.enable_grad():
-            with gates_at(wf, {name: 1 - float(t) * (1 - gate) for name, gate in trained.items()}, tensors.append):
-                logits = wf.logits(wf(x, forget=-1))
-            value = target(logits, classes).sum()
-            gradients = torch.autograd.grad(value, [tensor.gated for tensor in tensors], allow_unused=True)
-        calls = dict.fromkeys(trained, 0)
-        for tensor, gradient in zip(tensors, gradients, strict=True):
-            place = where[tensor.memory][calls[tensor.memory]]
-            calls[tensor.memory] += 1
-            if gradient is not None:
-                _add(tensor, gradient, 1 - trained[tensor.memory], place, units, cells, float(weight))
-    with torch.no_grad():
+def _refine(path: _Path, found: Attribution, steps: int, tolerance: float, batch_size: int) -> None:
+    """Take samples that miss their drop by more than `tolerance` of it apart again, section by section.
+
+    Sections that miss what they take by more than their share are halved, until the sample's parts agree with its drop:
+    a share is half of the tolerance by what the section takes, half by its length. So together they miss at most the
+    tolerance, where the target only falls.
+    """
+    allowed = tolerance * found.drop.abs()
+    for rows in (found.residual.abs() > allowed).nonzero().flatten().split(batch_size):
+        for values in (*found.units.values(), *found.cells.values()):
+            values[rows] = 0.0
+        missed = torch.zeros_like(allowed)
+        starts, length = torch.zeros(len(rows)), 1.0
+        while len(rows):
+            length /= 2
+            rows, starts = rows.repeat(2), torch.cat((starts, starts + length))
+            coarse: list[tuple[Tensor, Tensor, Attribution]] = []
+            for own, start in zip(rows.split(batch_size), starts.split(batch_size), strict=True):
+                walked = path.walk(own, start, length, steps)
+                found.points.index_add_(0, own, walked.points)
+                share = (tolerance * walked.drop.abs() + length * allowed[own]) / 2
+                fine = (walked.residual.abs() <= share) | (length <= NARROWEST)
+                missed.index_add_(0, own, walked.residual)
+                _add(found, own, walked, fine)
+                coarse.append((own[~fine], start[~fine], _of(walked, ~fine)))
+            agrees = missed.abs() <= allowed
+            for own, _, walked in coarse:
+                _add(found, own, walked, agrees[own])
+                missed.index_add_(0, own[~agrees[own]], -walked.residual[~agrees[own]])
+            rows, starts = (torch.cat([each[i][~agrees[each[0]]] for each in coarse]) for i in (0, 1))
+
+
+def _add(found: Attribution, rows: Tensor, walked: Attribution, which: Tensor) -> None:
+    """Add sections of the paths of the samples `rows` to their sums: `which` of them, a mask."""
+    for sums, parts in ((found.units, walked.units), (found.cells, walked.cells)):
+        for name, values in parts.items():
+            sums[name].index_add_(0, rows[which], values[which])
+
+
+def _of(walked: Attribution, which: Tensor) -> Attribution:
+    """The rows of a mask."""
+    units, cells = ({name: values[which] for name, values in own.items()} for own in (walked.units, walked.cells))
+    return replace(
+        walked,
+        before=walked.before[which],
+        after=walked.after[which],
+        units=units,
+        cells=cells,
+        points=walked.points[which],
+    )
+
+
+class _Path:
+    """The way of each sample's gates from open to trained, walked in sections."""
+
+    def __init__(
+        self, wf: ModulatedModel, x: Tensor, index: Tensor, strength: float, classes: Tensor, target: Target
+    ) -> None:
+        self.wf, self.x, self.index, self.strength = wf, x, index, strength
+        self.classes, self.target = classes, target
+        self.gates, self.where = wf.gates(), places(wf, x.shape[1:])
+
+    def nothing(self, samples: int) -> Attribution:
+        """Parts of nought, on the CPU."""
+        units = {name: torch.zeros(samples, gate.shape[1], dtype=torch.float64) for name, gate in self.gates.items()}
+        cells = {
+            name: torch.zeros(samples, math.prod(found[0].grid), dtype=torch.float64)
+            for name, found in self.where.items()
+        }
+        grids = {name: found[0].grid for name, found in self.where.items()}
+        ends = torch.zeros(2, samples, dtype=torch.float64)
+        points = torch.zeros(samples, dtype=torch.int64)
+        return Attribution(ends[0], ends[1], units, cells, grids, tuple(self.x.shape[-2:]), points)
+
+    def walk(self, rows: Tensor, starts: Tensor, length: float, steps: int) -> Attribution:
+        """What one section of each path takes: of the samples `rows` ``[R]``, from `starts` ``[R]`` in [0, 1) on.
+
+        `before` and `after` are the target at the section's ends.
+        """
+        wf, x, classes = self.wf, self.x[rows.to(self.x.device)], self.classes[rows.to(self.x.device)]
+        trained = _trained(
+            self.gates, self.index if len(self.index) == 1 else self.index[rows], len(rows), self.strength
+        )
+        starts = starts.to(x.device).unsqueeze(1)
+        found = self.nothing(len(rows))
+        units = {name: values.to(x.device) for name, values in found.units.items()}
+        cells = {name: values.to(x.device) for name, values in found.cells.items()}
+
+        def gates(place: float) -> dict[str, Tensor]:
+            return {name: 1 - (starts + place * length) * (1 - gate) for name, gate in trained.items()}
+
+        for place, weight in gauss_legendre(steps):
+            tensors: list[GatedTensor] = []
+            with torch.enable_grad():
+                with gates_at(wf, gates(place), tensors.append):
+                    logits = wf.logits(wf(x, forget=-1))
+                value = self.target(logits, classes).sum()
+                gradients = torch.autograd.grad(value, [tensor.gated for tensor in tensors], allow_unused=True)
+            calls = dict.fromkeys(trained, 0)
+            for tensor, gradient in zip(tensors, gradients, strict=True):
+                where = self.where[tensor.memory][calls[tensor.memory]]
+                calls[tensor.memory] += 1
+                if gradient is not None:
+                    _take(tensor, gradient, 1 - trained[tensor.memory], where, units, cells, weight * length)
         ends = []
-        for gates in ({name: torch.ones_like(gate) for name, gate in trained.items()}, trained):
-            with gates_at(wf, gates):
-                ends.append(target(wf.logits(wf(x, forget=-1)), classes).double())
-    return ends[0], ends[1], units, cells
+        with torch.no_grad():
+            for place in (0.0, 1.0):
+                with gates_at(wf, gates(place)):
+                    ends.append(self.target(wf.logits(wf(x, forget=-1)), classes).double().cpu())
+        return replace(
+            found,
+            before=ends[0],
+            after=ends[1],
+            units={name: values.cpu() for name, values in units.items()},
+            cells={name: values.cpu() for name, values in cells.items()},
+            points=torch.full((len(rows),), steps),
+        )
 
 
-def _add(
+def _take(
     tensor: GatedTensor,
     gradient: Tensor,
     closed: Tensor,
@@ -192,7 +274,7 @@ def _add(
     cells: dict[str, Tensor],
     weight: float,
 ) -> None:
-    """Add one tensor's share of one step, whose weight in the integral is given; closed ``[B, K]`` is 1 - s."""
+    """Add one tensor's share at one point, whose weight in the integral is given; closed ``[B, K]`` is 1 - s."""
     samples = len(closed)
     # [B, k, …, K] as [B, P, K]
     product = (tensor.open * gradient).movedim(tensor.dim, -1).reshape(samples, -1, closed.shape[1]).float()
@@ -237,20 +319,3 @@ def _classes(wf: ModulatedModel, x: Tensor, index: Tensor, classes: Tensor | Seq
     if bool((found < 0).any()) or bool((found >= wf.num_classes).any()):
         raise SelectionError(f"classes has numbers outside of 0 to {wf.num_classes - 1}")
     return found
-
-
-def _replace(found: Attribution, rows: Tensor, better: Attribution) -> None:
-    """Put the better attribution of some samples in the place of theirs."""
-    for own, new in ((found.units, better.units), (found.cells, better.cells)):
-        for name, values in own.items():
-            values[rows] = new[name]
-
-
-def _joined(
-    parts: list[tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]],
-    where: dict[str, tuple[Place, ...]],
-    size: tuple[int, int],
-) -> Attribution:
-    before, after = (torch.cat([part[i] for part in parts]).cpu() for i in (0, 1))
-    units, cells = ({name: torch.cat([part[i][name] for part in parts]).cpu() for name in parts[0][i]} for i in (2, 3))
-    return Attribution(before, after, units, cells, {name: found[0].grid for name, found in where.items()}, size)

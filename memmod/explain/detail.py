@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from memmod.explain.attribution import BATCH, Attribution
 from memmod.explain.blur import blurred
+from memmod.explain.quadrature import gauss_legendre
 from memmod.explain.targets import logit
 from memmod.model import ModulatedModel
 
@@ -45,15 +45,14 @@ def pixels(wf: ModulatedModel, x: Tensor, classes: Tensor, steps: int = STEPS) -
         classes: int64 ``[B]``.
         steps: points of the Gauss-Legendre rule.
     """
-    points, weights = np.polynomial.legendre.leggauss(steps)
     found = []
     for images, own in zip(x.split(BATCH), classes.split(BATCH), strict=True):
         way, total = images - images.amin((2, 3), keepdim=True), torch.zeros_like(images)
-        for t, weight in zip((points + 1) / 2, weights / 2, strict=True):
-            at = (images - (1 - float(t)) * way).detach().requires_grad_()
+        for t, weight in gauss_legendre(steps):
+            at = (images - (1 - t) * way).detach().requires_grad_()
             with torch.enable_grad():
                 value = logit(wf.logits(wf(at, forget=-1)), own).sum()
-            total += float(weight) * torch.autograd.grad(value, at)[0]
+            total += weight * torch.autograd.grad(value, at)[0]
         found.append((way * total).sum(1))
     return torch.cat(found)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from memmod.explain.attribution import TOLERANCE
+
 # Predictions on a class's images that are named: of the largest, those with at least so large a share.
 NAMED, LEAST_NAMED = 2, 0.05
 
@@ -72,6 +74,10 @@ def recount_class(explanation: Mapping[str, Any], c: int) -> list[Sentence]:
             )
             say(("count", f"{at}.units.0.unit"), ")")
         say.end()
+        if own["residual"] > TOLERANCE:
+            say("The parts add up to that only roughly: of an image they miss up to ", ("percent", f"{at}.residual"))
+            say(" of the mean that is taken")
+            say.end()
     if flows is not None and any(flows["after"][c]):
         row = flows["after"][c]
         order = sorted(range(len(row)), key=lambda d: -row[d])[:NAMED]

@@ -185,11 +185,53 @@ def test_batches_do_not_matter() -> None:
     torch.testing.assert_close(one.image(), all_.image(), rtol=1e-4, atol=1e-6)
 
 
-def test_a_steep_path_is_walked_again() -> None:
+def test_a_path_that_misses_is_walked_again() -> None:
     coarse = attribute(small(), X, CLASSES, steps=1, tolerance=None)
     fine = attribute(small(), X, CLASSES, steps=1, tolerance=0.001)
     assert coarse.residual.abs().max() > 0.01 * coarse.drop.abs().max()
     assert (fine.residual.abs() <= 0.001 * fine.drop.abs()).all()
+    assert (coarse.points == 1).all() and (fine.points > 1).any()
+
+
+def one_unit() -> ModulatedModel:
+    """One unit, fully closed by either class; the logit of class 0 is what it lets through, 1 - t of the pixel."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.Flatten(), nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        network[0].weight.fill_(1.0)
+        network[2].weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    wf = with_memories(network.eval(), torch.randn(2, 1, 1, 1))
+    with torch.no_grad():
+        dict(wf.named_memories())["0.memory"].fill_(-100.0)
+    return wf
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_sections_are_halved_where_the_target_falls(batch_size: int) -> None:
+    """Between two kinks a twentieth of the path apart the target falls by 6, elsewhere not at all; of the last pixel it
+    falls evenly."""
+
+    def target(logits: Tensor, _classes: Tensor) -> Tensor:
+        z = logits[:, 0]
+        return torch.where(z > 1.5, z, (120 * (z - 0.3)).clamp(0, 6))
+
+    x = torch.tensor([1.0, 0.9, 4.0]).view(3, 1, 1, 1)
+    wf = one_unit()
+    coarse = attribute(wf, x, 0, target=target, tolerance=None, batch_size=batch_size)
+    fine = attribute(wf, x[:2], 0, target=target, batch_size=batch_size)
+    assert (coarse.residual[:2].abs() > 0.05 * 6).all()
+    assert fine.drop.tolist() == [6.0, 6.0] and fine.residual.abs().max() <= 0.01 * 6
+    torch.testing.assert_close(fine.image().sum((1, 2)), fine.units["0.memory"].sum(1))
+    # A section is 16 points: the whole, and in each of at most 7 halvings no more than the four beside a kink.
+    assert (fine.points > 16).all() and (fine.points <= 16 * (1 + 7 * 4)).all()
+    even = attribute(wf, x, 0, target=lambda logits, _: logits[:, 0], batch_size=batch_size)
+    assert (even.points == 16).all() and torch.allclose(even.total, x.flatten().double())
+
+
+def test_what_no_section_can_agree_with_is_a_residual() -> None:
+    """A target with a jump has no gradient there: each halving walks the two halves that may hold it, down to 1/128."""
+    found = attribute(one_unit(), torch.ones(1, 1, 1, 1), 0, target=lambda z, _: (z[:, 0] > 0.7).float() + 0 * z[:, 0])
+    assert found.drop.item() == 1 and found.total.item() == 0 and found.residual.item() == -1
+    assert found.points.item() == 16 * (1 + 7 * 2)
 
 
 def test_the_model_is_left_as_it_was() -> None:

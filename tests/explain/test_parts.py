@@ -112,6 +112,7 @@ def explanation() -> dict:
         "taken": [
             {
                 "drop": 9.34,
+                "residual": 0.01,
                 "stages": [{"name": "stem", "share": 0.39}, {"name": "blocks.2", "share": 0.61}],
                 "units": [{"layer": "blocks.2.conv.memory", "unit": 7, "stage": "blocks.2", "share": 0.08}],
             },
@@ -135,6 +136,16 @@ def test_a_class_is_told_in_sentences() -> None:
     )
     assert [s.text for s in recount_class(explanation(), 1)] == ["Forgetting dog closes 2 of 20 units."]
     assert recount_class(explanation(), 2)[-1].text == "Its test images are then called owl (98 %)."
+
+
+def test_parts_that_do_not_add_up_are_told() -> None:
+    rough = explanation()
+    rough["taken"][0]["residual"] = 0.034
+    told = recount_class(rough, 0)
+    assert [s.text for s in told if s not in recount_class(explanation(), 0)] == [
+        "The parts add up to that only roughly: of an image they miss up to 3 % of the mean that is taken."
+    ]
+    assert told[2].values[0].path == "taken.0.residual"
 
 
 def test_an_image_is_told_in_sentences() -> None:
