@@ -6,11 +6,12 @@ weight and bias as it does for the plain layers, never a memory.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 import memmod.ops  # noqa: F401  (defines torch.ops.memmod)
 from memmod.errors import SelectionError
@@ -64,6 +65,9 @@ def modulated_linear(
     _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
         return _activated(F.linear(_owing(x, memory, input_memory), weight, bias), activation)
+    if _knows_its_functions(weight):
+        gates = (memory, input_memory, index, gate, gate_bias, keep)
+        return _activated(_gated_around(lambda x, bias: F.linear(x, weight, bias), x, bias, -1, *gates), activation)
     x, weight, bias = cast(x, weight, bias)
     tensors = (x, weight, bias, memory, input_memory, index)
     y = dispatch.eager("modulated_linear", tensors, gate, gate_bias, keep == "gated", activation == "relu")
@@ -115,6 +119,12 @@ def modulated_conv2d(
     if index is None or (memory is None and input_memory is None):
         x = _owing(x, memory, input_memory)
         return _activated(F.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+    if _knows_its_functions(weight):
+        gates = (memory, input_memory, index, gate, gate_bias, keep)
+        options = (stride, padding, dilation, groups)
+        return _activated(
+            _gated_around(lambda x, bias: F.conv2d(x, weight, bias, *options), x, bias, 1, *gates), activation
+        )
     x, weight, bias = cast(x, weight, bias)
     stride, dilation = _pair(stride), _pair(dilation)
     if not isinstance(padding, str):
@@ -139,6 +149,35 @@ def modulated_conv2d(
     keep_gated = _keeps(memory, gate, gate_bias, bias, keep)
     y = conv_op.apply(x, weight, bias, memory, input_memory, _usable(index), gate, gate_bias, keep_gated, *options)
     return _activated(y, activation)
+
+
+def _knows_its_functions(weight: Tensor) -> bool:
+    """Whether it is a tensor of tensors, as torchao's quantised weights are, which only its own functions read."""
+    return type(weight) not in (Tensor, nn.Parameter) and is_traceable_wrapper_subclass(weight)
+
+
+def _gated_around(
+    apply: Callable[[Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    memory: Tensor | None,
+    input_memory: Tensor | None,
+    index: Tensor,
+    gate: str,
+    gate_bias: bool,
+    keep: str,
+) -> Tensor:
+    """A modulated layer with its gates outside of ``apply(x, bias)``; `dim` is that of its units and inputs."""
+    if input_memory is not None:
+        x = modulate_output(x, input_memory, index, dim=dim, gate=gate, keep="gated")
+    if memory is None:
+        return apply(x, bias)
+    inside = bias if gate_bias else None
+    y = modulate_output(apply(x, inside), memory, index, dim=dim, gate=gate, keep=keep)
+    if bias is None or gate_bias:
+        return y
+    return y + (bias if dim == -1 else bias.view(-1, 1, 1))
 
 
 def modulate_output(

@@ -51,7 +51,7 @@ def selected_gates(memory: Tensor | None, index: Tensor | None, gate: str, thres
 def _baked(layer: Modulated, s_out: Tensor | None, s_in: Tensor | None) -> nn.Module:
     if isinstance(layer, ModulatedOutput):
         return _baked_output(layer, s_out, s_in)
-    weight, bias = layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    weight, bias = _ordinary(layer.weight.detach()), None if layer.bias is None else layer.bias.detach()
     trailing = (1,) * (weight.dim() - 2)
     new = weight.to(torch.float64)
     if s_in is not None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from memmod import ModulateConfig, ModulatedModel, modulate
 from memmod.errors import MemoryFileError, ModelError
 from memmod.files.state_hash import state_sha256
+from memmod.functional import modulated_conv2d
 from memmod.surgery.random_weights import randomise
 
 
 class Int8Weight(Tensor):
-    """Whole numbers ``[O, I]`` and a scale ``[O, 1]``; made, copied and applied as torchao's `Int8Tensor` is.
+    """Whole numbers ``[O, I, ...]`` and a scale for each unit; made, copied and applied as torchao's `Int8Tensor` is.
 
     `is_dynamic` rounds what it is applied to as well, and has no gradient.
     """
@@ -30,7 +31,7 @@ class Int8Weight(Tensor):
 
     @classmethod
     def of(cls, weight: Tensor, is_dynamic: bool = False) -> Int8Weight:
-        scale = weight.detach().abs().amax(1, keepdim=True) / 127
+        scale = weight.detach().abs().amax(tuple(range(1, weight.dim())), keepdim=True) / 127
         return cls((weight.detach() / scale).round().to(torch.int8), scale, is_dynamic)
 
     def __tensor_flatten__(self) -> tuple[list[str], list]:
@@ -45,6 +46,9 @@ class Int8Weight(Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.conv2d:
+            x, weight, bias, *options = args
+            return F.conv2d(x, weight.dequantize(), bias, *options)
         if func is F.linear:
             x, weight, bias = (*args, *(kwargs or {}).values(), None)[:3]
             if not weight.is_dynamic:
@@ -123,6 +127,53 @@ def test_memories_of_the_network_before_serve_the_quantised_one() -> None:
     scale = plain(X, forget=1).abs().max()
     assert (wf(X, forget=1) - plain(X, forget=1)).abs().max() < 0.05 * scale
     assert (wf(X, forget=1) - wf(X)).abs().max() > 0.1 * scale
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gate_bias": False}, {"granularity": "input"}, {"granularity": "unit+input"}, {"gate": "identity"}],
+    ids=str,
+)
+def test_layers_are_quantised_after_they_were_gated(options: dict) -> None:
+    def gated(base: nn.Module) -> ModulatedModel:
+        wf = modulate(base, example_input=X, config=ModulateConfig(**options))
+        train(wf)
+        return wf
+
+    # What the layers would compute with the values that quantised weights have.
+    rounded = network(quantised=())
+    wf, index = gated(network(quantised=())), torch.tensor([0, 1, -1])
+    for place in (0, 2):
+        weight = Int8Weight.of(wf.model[place].weight)
+        rounded[place].weight.data.copy_(weight.dequantize())
+        wf.model[place].weight = nn.Parameter(weight, requires_grad=False)
+    expected = gated(rounded)
+    for forget in (-1, 1, index):
+        torch.testing.assert_close(wf(X, forget=forget), expected(X, forget=forget))
+    wf.verify(X)
+    for model in (wf, expected):
+        model(X, forget=index).square().sum().backward()
+    for own, other in zip(wf.memory_parameters(), expected.memory_parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad)
+    torch.testing.assert_close(wf.bake(1)(X), expected.bake(1)(X))
+
+
+@pytest.mark.parametrize("gate_bias", [True, False])
+@pytest.mark.parametrize("padding", [1, "same"])
+def test_convolutions(padding: int | str, gate_bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    x, weight, bias = normal(3, 4, 6, 6), Int8Weight.of(normal(8, 2, 3, 3)), normal(8)
+    memories = {"memory": normal(5, 8), "input_memory": normal(5, 4)}
+    options = {"padding": padding, "groups": 2, "gate_bias": gate_bias, "activation": "relu"}
+    index = torch.tensor([[0, 3], [-1, -1], [4, -1]])
+    found, expected = (
+        modulated_conv2d(x, w, bias, index=index, **memories, **options) for w in (weight, weight.dequantize())
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_hash_is_of_what_such_a_weight_is_made_of(tmp_path) -> None:
