@@ -20,7 +20,7 @@ ByShares = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class SampledAccuracies:
-    """Accuracy on each class with it selected, `acc_forget`; the mean over classes of that on images of others, `mean_retain`."""
+    """Accuracy on each class with it selected, `acc_forget`; on images of the others, `mean_retain` over classes."""
 
     acc_forget: tuple[float, ...]
     mean_retain: float
