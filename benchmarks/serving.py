@@ -49,7 +49,7 @@ class ServingCase:
 
 NETWORKS = (
     ServingCase("ResNet-18", "timm:resnet18", 64, 0),
-    ServingCase("ViT-T", "timm:vit_tiny_patch16_224", 224, 0, convolutional=False),
+    ServingCase("ViT-T", "timm:vit_tiny_patch16_224", 96, 0, convolutional=False),
 )
 
 

@@ -115,6 +115,11 @@ class Batcher:
                 for job in jobs:
                     _refuse(job, Unavailable("the server is shutting down"))
                 raise
+            except Exception as error:
+                # An error of the server's own must not leave the others waiting for nobody.
+                logger.exception("a batch of %d failed", len(jobs))
+                for job in jobs:
+                    _refuse(job, WorkerFailed(f"{type(error).__name__}: {error}"))
 
     async def _take(self, worker: Worker) -> list[Job]:
         """The next batch: whatever waits once `max_batch` do, or `max_wait` after the first of them."""
@@ -158,6 +163,8 @@ class Batcher:
             await self._restart(worker)
             # One by one, so that an image that kills its process takes no other request with it.
             for job in jobs:
+                if job.answer.done():
+                    continue
                 if job.attempts < ATTEMPTS:
                     await self._compute(worker, [job])
                 else:

@@ -157,7 +157,7 @@ async def asked(
     answers = [{}] * len(made)
     gate, done = asyncio.Semaphore(at_once), 0
     limits = httpx.Limits(max_connections=at_once)
-    async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
 
         async def one(place: int) -> None:
             nonlocal done

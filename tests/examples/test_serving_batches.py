@@ -13,8 +13,8 @@ from examples.serving import batching
 from examples.serving.batching import Batcher, Busy, Limits, Unavailable
 from examples.serving.worker import Source, WorkerDied, WorkerFailed
 
-# Pixels that end the process, that it cannot compute, and that it waits on.
-DEADLY, WRONG, SLOW = -1.0, -2.0, -3.0
+# Pixels that end the process, that it cannot compute, that it waits on, and that the server stumbles over.
+DEADLY, WRONG, SLOW, BUG = -1.0, -2.0, -3.0, -4.0
 
 
 class StandIn:
@@ -43,6 +43,8 @@ class StandIn:
             raise WorkerDied("the worker process 1 has ended")
         if WRONG in pixels:
             raise WorkerFailed("RuntimeError: no")
+        if BUG in pixels:
+            raise ZeroDivisionError("division by zero")
         if SLOW in pixels:
             self.go_on.wait(20)
         return np.stack([pixels, [float(sum(classes)) for classes in forget]], 1)
@@ -141,9 +143,10 @@ def test_a_process_is_started_until_one_lives(monkeypatch: pytest.MonkeyPatch) -
     assert serving(Limits(max_batch=2, max_wait=0.05), test).workers[0].starts == 6
 
 
-def test_a_batch_that_cannot_be_computed_fails_and_the_next_does_not() -> None:
+@pytest.mark.parametrize("pixel", [WRONG, BUG])
+def test_a_batch_that_cannot_be_computed_fails_and_the_next_does_not(pixel: float) -> None:
     async def test(batcher: Batcher) -> None:
-        assert all(isinstance(f, WorkerFailed) for f in await outcomes(batcher, [1, WRONG]))
+        assert all(isinstance(f, WorkerFailed) for f in await outcomes(batcher, [1, pixel]))
         assert await outcomes(batcher, [5]) == right([5])
 
     assert serving(Limits(max_batch=2, max_wait=0.05), test).workers[0].starts == 1
