@@ -111,12 +111,17 @@ class ModulatedModel(nn.Module):
 
         Raises:
             SelectionError: a selection that cannot be applied.
-            ModelError: torch.fx or torch.jit traces the model itself.
+            ModelError: torch.fx or torch.jit traces the model itself, or torch.export within a scope.
         """
         state = self.state
         if torch.compiler.is_compiling():
             # Part of somebody's compiled function, or exported.
             running = self._running(forget)
+            if torch.compiler.is_exporting() and forget is None and not state.in_call and running.index is not None:
+                raise ModelError(
+                    "torch.export would keep the selection of the scope that is open for good: export wf.bake(...), or "
+                    "pass the selection as an input, an int64 tensor, as memmod.export.program does"
+                )
             before = state.enter(running)
             try:
                 output = self.model(*args, **kwargs)
@@ -304,12 +309,18 @@ class ModulatedModel(nn.Module):
         Raises:
             ModelError: it does not hold; the layer is named.
         """
-        example = Example.of(self._example_input(example_input))
+        example = self.checking_example(example_input)
         _verify(self.model, self.state, self.config.logits, self.device, example)
 
-    def _example_input(self, given: Any) -> Any:
-        """The example as given, or two random images of the shape that the model was made for."""
-        return random_images((2, *self.input_shape), next(self.model.parameters())) if given is None else given
+    def checking_example(self, example_input: Any = None) -> Example:
+        """An example input, on the model's device: as given, or two random images of the shape that it was made for.
+
+        Raises:
+            ModelError: what is given has fewer than two samples, or no tensor.
+        """
+        if example_input is None:
+            example_input = random_images((2, *self.input_shape), next(self.model.parameters()))
+        return Example.of(example_input).to(self.device)
 
     def bake(
         self,
@@ -344,7 +355,7 @@ class ModulatedModel(nn.Module):
             )
         if architecture == "folded":
             return _bake.bake(self.model, self._changes, index, threshold)
-        example = Example.of(self._example_input(example_input)).to(self.device)
+        example = self.checking_example(example_input)
         return bake_into_base(self.model, self._changes, index, threshold, example)
 
     def unload(self) -> nn.Module:

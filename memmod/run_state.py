@@ -121,6 +121,11 @@ class RunState:
         """Install (or remove, with None) the callable that stands in for the layers' memories, for this thread."""
         self._call.probe = probe
 
+    @property
+    def in_call(self) -> bool:
+        """Whether a forward, or compiled code with a scope of its own, holds the selection; else an open scope may."""
+        return self._call.active
+
     def running(self) -> Running:
         """What layers obey. Raises SelectionError as `index`."""
         call = self._call

@@ -41,6 +41,9 @@ WITHOUT = {
     "jinja2": ("report",),
     "vl_convert": ("report",),
     "captum": ("explain",),
+    "onnx": ("export",),
+    "onnxruntime": ("export",),
+    "onnxscript": ("export",),
 }
 BACKENDS = "memmod.ops.backends"
 # Tests of benchmarks, and the harnesses that run their variants of GPU kernels.

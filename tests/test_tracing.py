@@ -127,3 +127,35 @@ def test_jit_traces_keep_no_selection_for_good() -> None:
     with torch.no_grad():
         traced = torch.jit.trace(whole, (x, index))
     torch.testing.assert_close(traced(x, index.flip(0)), whole(x, index.flip(0)))
+
+
+def test_exports_keep_no_scope_for_good() -> None:
+    wf, x = modulated(create_model("vit", 10, (1, 8, 8)), (1, 8, 8)), torch.randn(3, 1, 8, 8)
+
+    class Scoped(nn.Module):
+        """Opens a scope of its own, whose selection is an input."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.wf = wf
+
+        def forward(self, x, index):
+            with self.wf.forgetting(index):
+                return self.wf(x)
+
+    index = torch.tensor([1, -1, 4])
+    with torch.no_grad():
+        with wf.forgetting(3), pytest.raises(ModelError, match="keep the selection of the scope that is open for good"):
+            torch.export.export(wf, (x,))
+        program = torch.export.export(Scoped(), (x, index)).module()
+        torch.testing.assert_close(program(x, index.flip(0)), wf(x, forget=index.flip(0)))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda wf: wf, lambda wf: wf.model, lambda wf: nn.Sequential(ModulatedLinear(8, 8, 5))]
+)
+def test_scripts_are_refused_in_words(build) -> None:
+    wf = modulated(create_model("vit", 10, (1, 8, 8)), (1, 8, 8))
+    with pytest.raises(ModelError, match="torch.jit.script cannot compile Modulated(Conv2d|Linear)"):
+        torch.jit.script(build(wf))
+    torch.testing.assert_close(wf(torch.ones(2, 1, 8, 8), forget=3), wf(torch.ones(2, 1, 8, 8), forget=[3, 3]))

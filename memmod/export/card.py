@@ -46,6 +46,7 @@ def card(
     format: str,
     call: Sequence[str],
     inputs: dict[str, Tensor],
+    batch: int,
     any_size: bool,
     selection: Tensor | None,
     index: Tensor | None,
@@ -55,7 +56,7 @@ def card(
 
     Args:
         call: lines of Python that load and call the file.
-        inputs: an example of each input, by name.
+        inputs: an example of each input, by name, of `batch` samples.
         selection: an example of the input that selects, ``[B]`` or ``[B, S]``; None where the file has none.
         index: the classes that are forgotten for good.
     """
@@ -71,7 +72,7 @@ def card(
         "num_classes": wf.num_classes,
         "class_names": None if names is None else list(names),
         "inputs": {
-            name: {"shape": _shape(tensor, any_size), "dtype": _dtype(tensor)} for name, tensor in inputs.items()
+            name: {"shape": _shape(tensor, batch, any_size), "dtype": _dtype(tensor)} for name, tensor in inputs.items()
         },
         "output": {"logits": {"shape": ["batch", wf.num_classes]}},
         "selection": None
@@ -94,7 +95,9 @@ def as_text(card: dict[str, Any]) -> str:
     return json.dumps(card, allow_nan=False)
 
 
-def _shape(tensor: Tensor, any_size: bool) -> list[int | str]:
+def _shape(tensor: Tensor, batch: int, any_size: bool) -> list[int | str]:
+    if tensor.dim() == 0 or tensor.shape[0] != batch:
+        return list(tensor.shape)
     sizes = ["height", "width"] if any_size and tensor.dim() == 4 else list(tensor.shape[2:])
     return ["batch", *tensor.shape[1:2], *sizes]
 

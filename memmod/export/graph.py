@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from memmod.errors import ExportError, SelectionError
 from memmod.export.aten import decompositions
 from memmod.outputs import logits_of
+from memmod.selection import to_index
 from memmod.surgery.base_copy import without_compilation
 from memmod.surgery.example import Example
 
@@ -92,7 +93,7 @@ def trace(
         raise SelectionError(
             "sets=True makes the selection an input of sets, but forget= bakes one for good: leave one out"
         )
-    example = Example.of(wf._example_input(example_input)).to(device)
+    example = wf.checking_example(example_input).to(device)
     positional = argument_names(wf.model, example)
     for name, value in (*zip(positional, example.args, strict=True), *example.kwargs.items()):
         if not isinstance(value, Tensor):
@@ -105,7 +106,7 @@ def trace(
         module: nn.Module = _Gated(_frozen_copy(wf).to(device))
         selection = _selection(wf.num_classes, example.batch, sets).to(device)
     else:
-        index = wf._index(forget)
+        index = to_index(forget, wf.num_classes, wf.class_names, wf.device)
         module = _Baked(wf.bake(forget, threshold).to(device), wf.config.logits)
     program = _program(module.eval().requires_grad_(False), example, selection, any_size)
     return Graph(program, example, selection, index, any_size, positional)

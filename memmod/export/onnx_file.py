@@ -57,10 +57,26 @@ def onnx(
     if size > LARGEST:
         raise ExportError(
             f"the model has {size / 2**30:.1f} GiB of weights, one ONNX file holds less than 2: export a torch.export "
-            "program, or convert the model to bfloat16 before it is modulated"
+            "program, or convert the model to half precision before it is modulated"
+        )
+    dtypes = {t.dtype for t in wf.model.state_dict().values()}
+    if torch.bfloat16 in dtypes:
+        raise ExportError(
+            "the model has weights in bfloat16, which numpy does not know: convert it by float() "
+            "or half(), or export a torch.export program"
         )
     graph = trace(wf, forget, threshold, sets, any_size, example_input, "cpu")
-    about = card(wf, "onnx", _call(graph, path.name), graph.inputs, any_size, graph.selection, graph.index, threshold)
+    about = card(
+        wf,
+        "onnx",
+        _call(graph, path.name),
+        graph.inputs,
+        graph.example.batch,
+        any_size,
+        graph.selection,
+        graph.index,
+        threshold,
+    )
     content = _content(graph, as_text(about))
     deviation = max_deviation(wf, graph, _run(content), "the ONNX file", threshold)
     write_atomically(path, content)
@@ -110,7 +126,11 @@ def _axes(inputs: Any) -> dict[str, str]:
 
 
 def _run(content: bytes) -> Run:
-    session = importlib.import_module("onnxruntime").InferenceSession(content, providers=["CPUExecutionProvider"])
+    runtime = importlib.import_module("onnxruntime")
+    try:
+        session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"onnxruntime cannot load the ONNX file of this model: {str(error).strip()[:600]}") from error
 
     def run(inputs: dict[str, Tensor], selection: Tensor | None) -> Tensor:
         given = {name: t.cpu() for name, t in inputs.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from memmod.export.card import ENTRY, Exported, as_text, card, checked_path
 from memmod.export.check import Run, max_deviation
@@ -50,9 +51,20 @@ def program(
     path = checked_path(path, ".pt2")
     graph = trace(wf, forget, threshold, sets, any_size, example_input, wf.device)
     about = card(
-        wf, "torch.export", _call(graph, path.name), graph.inputs, any_size, graph.selection, graph.index, threshold
+        wf,
+        "torch.export",
+        _call(graph, path.name),
+        graph.inputs,
+        graph.example.batch,
+        any_size,
+        graph.selection,
+        graph.index,
+        threshold,
     )
     buffer = io.BytesIO()
+    # The file would hold the example, which may be somebody's images; compilers read no more than its shapes.
+    args, kwargs = graph.program.example_inputs
+    graph.program.example_inputs = (tree_map(torch.zeros_like, args), tree_map(torch.zeros_like, kwargs))
     torch.export.save(graph.program, buffer, extra_files={ENTRY: as_text(about)})
     content = buffer.getvalue()
     deviation = max_deviation(wf, graph, _run(content, graph), "the exported program", threshold)

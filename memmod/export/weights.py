@@ -14,7 +14,7 @@ from memmod.export.card import KEY, Exported, as_text, card, checked_path
 from memmod.export.graph import argument_names
 from memmod.files.atomic import write_atomically
 from memmod.files.saveable_state import serialised_state
-from memmod.surgery.example import Example
+from memmod.selection import to_index
 from memmod.surgery.trace import run_example
 
 if TYPE_CHECKING:
@@ -45,12 +45,12 @@ def safetensors(
         ModelError: the base's architecture cannot hold the gates.
     """
     path = checked_path(path, ".safetensors")
-    index = None if forget is None else wf._index(forget)
+    index = None if forget is None else to_index(forget, wf.num_classes, wf.class_names, wf.device)
     if index is None:
         raise SelectionError(
             "a file of weights has no selection as an input: name the classes to forget for good, or export a program"
         )
-    example = Example.of(wf._example_input(example_input)).to(wf.device)
+    example = wf.checking_example(example_input)
     model = wf.bake(forget, threshold, "base", example_input)
     call = [
         "from safetensors.torch import load_file",
@@ -59,7 +59,7 @@ def safetensors(
     ]
     inputs = dict(zip(argument_names(wf.model, example), example.args, strict=True)) | example.kwargs
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    about = card(wf, "safetensors", call, tensors, False, None, index, threshold)
+    about = card(wf, "safetensors", call, tensors, example.batch, False, None, index, threshold)
     content = serialised_state(model, {KEY: as_text(about)})
     model.load_state_dict(load(content))
     with torch.no_grad():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from memmod.errors import ModelError
 from memmod.run_state import RunState
 
 GRANULARITIES = ("unit", "input", "unit+input")
@@ -107,6 +108,12 @@ class Modulated(nn.Module):
             return None
         memory = self.input_memory if self.memory is None else self.memory
         return index if index.device == memory.device else index.to(memory.device)
+
+    def __prepare_scriptable__(self) -> Modulated:
+        raise ModelError(
+            f"torch.jit.script cannot compile {type(self).__name__}, whose selection TorchScript does not know: script "
+            "what wf.bake(...) returns, or write a program with memmod.export.program, whose input is the selection"
+        )
 
     def _apply(self, fn, recurse=True):
         kept = {id(t) for _, m in self.memories() for t in (m, m.grad) if t is not None}

@@ -37,6 +37,14 @@ def test_more_than_a_file_holds_is_refused(tmp_path: Path, monkeypatch: pytest.M
         export.onnx(modulated(small_cnn()), tmp_path / "m.onnx")
 
 
+def test_bfloat16_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memmod.export import onnx_file
+
+    monkeypatch.setattr(onnx_file, "_check_packages", lambda: None)
+    with pytest.raises(ExportError, match="has weights in bfloat16"):
+        export.onnx(modulated(small_cnn()).bfloat16(), tmp_path / "m.onnx")
+
+
 def session(path: Path):
     return pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
 

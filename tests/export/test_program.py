@@ -156,6 +156,22 @@ def test_every_kind_of_gate(options: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_low_precision_is_compared_by_its_own_rounding(tmp_path: Path) -> None:
+    wf = modulated(small_cnn()).bfloat16()
+    model = torch.export.load(export.program(wf, tmp_path / "m.pt2").path).module()
+    with torch.no_grad():
+        assert model(images(2).bfloat16(), forget=torch.tensor([1, -1])).dtype == torch.bfloat16
+
+
+def test_the_file_does_not_hold_the_example(tmp_path: Path) -> None:
+    example = images(2)
+    written = export.program(modulated(small_cnn()), tmp_path / "m.pt2", example_input=example)
+    assert example[0].numpy().tobytes()[:64] not in written.path.read_bytes()
+    (x,), named = torch.export.load(written.path).example_inputs
+    assert x.shape == example.shape and not x.any() and not named["forget"].any()
+
+
+@pytest.mark.slow
 def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
     wf = modulated(small_cnn())
     wf.model = torch.compile(wf.model)
