@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from memmod.data import Split
     from memmod.model import ModulatedModel
 
+MOST_BYTES = 2**30
+
 ByShares = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
 
 
@@ -44,6 +46,8 @@ class SampledAccuracies:
 class SampledSplit:
     """A split held ready for repeated estimates: its images, each with the same few other classes every time.
 
+    The images are kept where they take at most 1 GiB, else read for each estimate.
+
     Args:
         split: images ``[N, ...]`` of every class.
         num_classes: C.
@@ -60,13 +64,20 @@ class SampledSplit:
         generator: torch.Generator,
         by_shares: ByShares | None = None,
     ) -> None:
-        self.images = split.batch(torch.arange(len(split)))
+        self.split = split
+        one = split.batch(torch.arange(min(len(split), 1)))
+        held = one.numel() * one.element_size() * len(split) <= MOST_BYTES
+        self.images = split.batch(torch.arange(len(split))) if held else None
         self.labels = split.labels
         self.num_classes = num_classes
         self.by_shares = by_shares or (lambda rows, run: run(torch.arange(rows)))
-        ranks = torch.rand(len(split), num_classes, generator=generator)
-        ranks.scatter_(1, self.labels.unsqueeze(1), 2.0)
-        self.others = ranks.argsort(1)[:, : min(others, num_classes - 1)]
+        drawn = []
+        # In parts: of 21,000 classes the ranks of all images would take 7 GB.
+        for own in self.labels.split(BATCH):
+            ranks = torch.rand(len(own), num_classes, generator=generator)
+            ranks.scatter_(1, own.unsqueeze(1), 2.0)
+            drawn.append(ranks.argsort(1)[:, : min(others, num_classes - 1)].clone())
+        self.others = torch.cat(drawn)
 
     def accuracies(self, wf: ModulatedModel) -> SampledAccuracies:
         """The estimate for a modulated model: 1 + `others` forward passes per image."""
@@ -88,7 +99,7 @@ class SampledSplit:
 
                 def right(rows: Tensor, part: Tensor = part) -> Tensor:
                     own = part[rows]
-                    x = self.images[own].to(wf.device)
+                    x = (self.split.batch(own) if self.images is None else self.images[own]).to(wf.device)
                     logits = wf.logits(wf(x, forget=selection[own].to(wf.device)))
                     return logits.argmax(1).cpu() == self.labels[own]
 

@@ -24,7 +24,7 @@ from memmod.errors import RunError
 from memmod.files.atomic import write_atomically
 from memmod.files.checkpoint import Checkpoint
 from memmod.files.sealed import CARD_SHA256, card_sha256, check_card
-from memmod.files.strict_json import Origin, as_json, canonical, check, parse
+from memmod.files.strict_json import Origin, as_json, check, dump, parse
 
 FOLDER_NAME = "checkpoint-shards"
 FORMAT = "memmod-sharded-checkpoint"
@@ -132,7 +132,7 @@ def _check_seen(own: Path) -> None:
 def _finish(folder: Path, own: Path, card: dict[str, Any]) -> None:
     card["files"] = {path.name: _hash(path) for path in sorted(own.iterdir())}
     plain = as_json(card, Origin(f"the checkpoint {folder}", RunError, "it was not written"))
-    write_atomically(folder / _CARD, canonical({**plain, CARD_SHA256: card_sha256(plain)}))
+    write_atomically(folder / _CARD, dump({**plain, CARD_SHA256: card_sha256(plain)}))
     for entry in folder.iterdir():
         if entry.is_dir() and entry != own:
             shutil.rmtree(entry, ignore_errors=True)

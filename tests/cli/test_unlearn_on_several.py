@@ -41,7 +41,7 @@ def test_two_processes_write_what_one_writes(base: Path, tmp_path: Path, more: t
         assert not torch.equal(memory, torch.full_like(memory, 2.0))
     settings = [json.loads((folder / "config.json").read_text())["settings"] for folder in (one, two)]
     assert settings[0] == settings[1]
-    if not more:
+    if more:
         again = launch(2, "memmod", "unlearn", "--base", str(base), "--out", str(two), *TINY)
         (message,) = [line for line in again.stderr.splitlines() if line.startswith("memmod: ")]
         assert again.returncode == 1 and message.startswith(f"memmod: the run folder {two} already exists")

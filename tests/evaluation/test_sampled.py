@@ -45,3 +45,18 @@ def test_the_other_classes_are_others_and_no_two_alike(others):
 def test_the_generator_decides():
     assert torch.equal(sampled(1).others, sampled(1).others)
     assert not torch.equal(sampled(1).others, sampled(1, seed=1).others)
+
+
+def test_the_draw_does_not_depend_on_its_parts():
+    estimate = sampled(2, images=200)
+    ranks = torch.rand(800, 4, generator=torch.Generator().manual_seed(0))
+    expected = ranks.scatter_(1, estimate.labels.unsqueeze(1), 2.0).argsort(1)[:, :2]
+    assert torch.equal(estimate.others, expected)
+
+
+def test_images_that_take_much_are_read_for_each_estimate(monkeypatch: pytest.MonkeyPatch):
+    wf, held = half_forgetting(), sampled(2)
+    monkeypatch.setattr("memmod.evaluation.sampled.MOST_BYTES", 0)
+    read = sampled(2)
+    assert held.images is not None and read.images is None
+    assert read.accuracies(wf) == held.accuracies(wf) and read.base_accuracy(wf) == held.base_accuracy(wf)
