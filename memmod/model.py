@@ -467,6 +467,8 @@ class ModulatedModel(nn.Module):
                     "other model"
                 )
             return super().__setattr__(name, value)
+        if name == "peft_config":
+            self._refuse_adapters_around_gates()
         own = name in self.__dict__ or name in self._buffers or name in self._parameters or hasattr(type(self), name)
         if own or name in self._modules or not hasattr(inner, name):
             return super().__setattr__(name, value)
@@ -477,6 +479,17 @@ class ModulatedModel(nn.Module):
                 f"modulate() it again, or set wf.model.{name} if the memories may be lost or meaningless"
             )
         setattr(inner, name, value)
+
+    def _refuse_adapters_around_gates(self) -> None:
+        """What an adapter adds to the output of a layer with its gate inside would be neither gated nor rectified."""
+        wrapped = [name for name in self._layers() if name.endswith(".base_layer")]
+        if wrapped:
+            raise ModelError(
+                f"peft has put adapters around {wrapped[0]} and {len(wrapped) - 1} more layers that have their gates "
+                "inside, so that what the adapters add would not be gated: modulate() the base with "
+                "ModulateConfig(behind=True), whose layers stay ordinary, and give that to peft; or modulate() the "
+                "model that peft returns"
+            )
 
     def _refuse_other_head(self, *_args: Any, **_kwargs: Any) -> None:
         raise ModelError(

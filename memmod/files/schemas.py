@@ -29,6 +29,7 @@ class StoredConfig(msgspec.Struct, frozen=True):
     init: Annotated[float, msgspec.Meta(ge=torch.finfo(torch.float32).min, le=torch.finfo(torch.float32).max)]
     logits: str | None = None
     fuse: bool = True
+    behind: bool = False
 
 
 class MemoryCard(msgspec.Struct, frozen=True):

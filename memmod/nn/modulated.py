@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -57,6 +58,12 @@ class Modulated(nn.Module):
         _one_of("granularity", granularity, GRANULARITIES)
         _one_of("gate", gate, GATES)
         _one_of("keep", keep, KEEPS)
+        if not isinstance(num_classes, Integral):
+            raise TypeError(
+                f"num_classes is {num_classes!r}; it must be an int. A library that makes layers of the type that it "
+                "finds, as peft does for its adapters, needs a model whose layers stay ordinary: "
+                "modulate(..., config=ModulateConfig(behind=True))"
+            )
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; a memory has one row per class, so at least 1 is needed")
         self.num_classes = num_classes

@@ -66,8 +66,9 @@ class ModulatedOutput(Modulated):
             return super().__getattr__(name)
         except AttributeError:
             inner = self.__dict__.get("_modules", {}).get("inner")
-            # Protocols (__deepcopy__, __reduce__) are this module's own, never those of what it wraps.
-            if inner is None or name.startswith("__"):
+            # Protocols (__deepcopy__, __reduce__) are this module's own, never those of what it wraps; and by this name
+            # peft tells an adapter, which it takes out again, from what is around it.
+            if inner is None or name.startswith("__") or name == "base_layer":
                 raise
             return getattr(inner, name)
 

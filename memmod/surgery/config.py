@@ -27,12 +27,15 @@ class ModulateConfig:
         fold: fold BatchNorm into the convolution in front of it and gate the folded unit.
         fuse: have a layer apply the ReLU that follows it, which is faster. False keeps every ReLU a module that
             computes: for what hooks into activations (captum's DeepLift, guided backpropagation).
+        behind: put every gate behind its layer, or behind the norm that follows it, instead of inside: the layers stay
+            ordinary modules, which other libraries can wrap or exchange (peft's adapters, say), with the gate over what
+            they make of them. Slower; nothing is folded or fused. Replaced attention keeps its own projections.
         init: initial value of every memory entry.
         logits: where the logits are in what the model returns: a key, an index or a field ("logits", 1), or a path of
             them ("out.logits"); None: `modulate()` finds them, and stores what it found.
 
     Raises:
-        ValueError: an unknown granularity or gate.
+        ValueError: an unknown granularity or gate, or behind with gate_bias=False.
         TypeError: logits is neither a string nor an int.
     """
 
@@ -43,6 +46,7 @@ class ModulateConfig:
     skip: tuple[str, ...] = ()
     fold: bool = True
     fuse: bool = True
+    behind: bool = False
     init: float = INITIAL_MEMORY
     logits: str | int | None = None
 
@@ -51,6 +55,8 @@ class ModulateConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+        if self.behind and not self.gate_bias:
+            raise ValueError("behind=True gates what a layer returns, its bias too: leave gate_bias at True")
         if self.logits is not None and (isinstance(self.logits, bool) or not isinstance(self.logits, (str, int))):
             raise TypeError(f'logits is {self.logits!r}; it must be a path such as "logits", 1 or "out.logits"')
         object.__setattr__(self, "skip", tuple(self.skip))

@@ -45,7 +45,8 @@ def gate_layers(
             if granularity == "unit":
                 continue
             granularity = "input"
-        new = _modulated(module, name, observation, num_classes, config.layer_options | {"granularity": granularity})
+        options = config.layer_options | {"granularity": granularity}
+        new = _modulated(module, name, observation, num_classes, options, config.behind)
         if name in norms:
             new.set_norm(norms[name])
         surgery.note(name, module, "gated", _why(module, new, norms.get(name)) or shared.get(name, ""))
@@ -93,9 +94,9 @@ def _gate_behind(
 
 
 def _modulated(
-    module: nn.Module, name: str, observation: Observation, num_classes: int, options: dict[str, Any]
+    module: nn.Module, name: str, observation: Observation, num_classes: int, options: dict[str, Any], behind: bool
 ) -> Modulated:
-    if not is_plain(module):
+    if behind or not is_plain(module):
         dim, call = channel_dim(module), observation.modules[name][0]
         layer = ModulatedOutput.from_module(
             module,
@@ -116,6 +117,8 @@ def _why(module: nn.Module, new: Modulated, norm: nn.Module | None) -> str:
     if norm is not None:
         return f"with its {type(norm).__name__} folded in"
     if isinstance(new, ModulatedOutput):
+        if is_plain(module):
+            return "behind the layer, which stays an ordinary module"
         kind = type(module._parameters.get("weight"))
         if kind not in (nn.Parameter, Tensor, type(None)):
             return f"behind the layer: its weight is of type {kind.__name__}, which it reads its own way"

@@ -92,7 +92,7 @@ def modify(
     _check_draws(surgery.model, example, config, before, first)
     changed = example.with_sample_changed(1)
     second = observe(surgery.model, changed.args, changed.kwargs)
-    norms = fold(surgery, first, example) if config.fold else {}
+    norms = fold(surgery, first, example) if config.fold and not config.behind else {}
     idle = _idle_layers(surgery.model, first, example, config) if only is None else set()
     chosen = plan_layers(surgery, first, second, heads, norms, config, example, idle, only)
     gated = gate_layers(surgery, chosen, norms, first, num_classes, config)

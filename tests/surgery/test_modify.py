@@ -343,8 +343,8 @@ def test_config_is_checked_and_travels() -> None:
 
 def test_every_stored_field_of_a_config_is_checked() -> None:
     # Files that are older than these lack them.
-    later = ("logits", "fuse")
-    stored = ModulateConfig(logits="out.logits", fuse=False).to_dict()
+    later = ("logits", "fuse", "behind")
+    stored = ModulateConfig(logits="out.logits", fuse=False, behind=True).to_dict()
     assert ModulateConfig.from_dict({k: v for k, v in stored.items() if k not in later}) == ModulateConfig()
     assert {f.name for f in dataclasses.fields(ModulateConfig)} == {*stored, "filter"}
     for name, value in stored.items():
