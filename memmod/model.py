@@ -451,7 +451,8 @@ class ModulatedModel(nn.Module):
 
         Decay draws a memory towards 0, where a sigmoid gate is half closed; λ₂ of the objectives is what opens gates.
         """
-        of_base = getattr(self.model, "no_weight_decay", set)()
+        of_base = getattr(self.model, "no_weight_decay", ())
+        of_base = of_base() if callable(of_base) else of_base
         memories = {id(memory) for memory in self.memory_parameters()}
         own = {name for name, parameter in self.named_parameters() if id(parameter) in memories}
         return own | {f"model.{name}" for name in of_base}

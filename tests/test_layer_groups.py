@@ -99,6 +99,12 @@ def test_memories_do_not_decay(layer_decay: float | None) -> None:
     assert "model.cls_token" in wf.no_weight_decay()
 
 
+def test_names_that_the_base_holds_as_an_attribute() -> None:
+    base = create_model("resnet", 10, (1, 8, 8))
+    base.no_weight_decay = {"fc.weight"}
+    assert "model.fc.weight" in modulate(base).no_weight_decay()
+
+
 def test_both_memories_of_a_layer_are_exempt() -> None:
     wf = modulate(create_model("resnet", 10, (1, 8, 8)), config=ModulateConfig(granularity="unit+input"))
     assert wf.no_weight_decay() == {f"model.{name}" for name, _ in wf.named_memories()}
