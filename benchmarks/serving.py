@@ -1,6 +1,6 @@
 """Requests that each forget a class of their own: one mixed batch, one batch for each class, one baked model for each.
 
-    python -m benchmarks.serving [--quick] [--rounds 9] [--batch 32]
+    python -m benchmarks.serving [--network ResNet-18] [--classes 10 100 1000] [--rounds 9] [--batch 32]
 
 Prints the table of docs/serving.md: requests per second, and the memory that it takes to serve every class. A batch of
 requests, whose classes are drawn uniformly, is answered in each of the ways; first its logits are checked.
@@ -221,14 +221,15 @@ HEADER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the first network alone")
+    parser.add_argument("--network", choices=[network.name for network in NETWORKS], help="this one alone")
+    parser.add_argument("--classes", type=int, nargs="+", default=CLASSES)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, default=32, help="requests at a time")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     print(f"{torch.get_num_threads()} threads, batches of {options.batch}\n\n{HEADER}", flush=True)
-    for network in NETWORKS[: 1 if options.quick else None]:
-        for classes in CLASSES:
+    for network in [network for network in NETWORKS if options.network in (None, network.name)]:
+        for classes in options.classes:
             case = ServingCase(**{**vars(network), "classes": classes, "batch": options.batch})
             comparison = ServingComparison(make_requests(case))
             comparison.choose_layout()
