@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.scaling
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling --classes 1000 [--shard]
 
-Times are medians of this process's CPU time, so that other work on the machine counts little; with several processes of
-the wall clock's.
+Times are medians of this process's CPU time, so that other work on the machine counts little. Several processes print
+those of the first; what they wait for each other is not in it.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def bytes_of(tensors: list[torch.Tensor]) -> int:
 
 def measure(model: str, classes: int, sharded: bool) -> dict[str, float]:
     """Bytes of this process, and seconds."""
-    clock = time.monotonic if is_launched() else time.process_time
+    clock = time.process_time
     with tempfile.TemporaryDirectory() as folder:
         round_ = first_round(model, classes, folder, sharded)
         memories = round_.memories
