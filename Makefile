@@ -188,6 +188,7 @@ lint: $(DEVELOP)
 	$(VENV)/bin/ruff format --check .
 	find csrc tests/cuda/*.cu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	$(VENV)/bin/typos
+	$(VENV)/bin/pyrefly check --python-interpreter-path $(VENV)/bin/python --progress-bar no
 
 format: $(DEVELOP)
 	$(VENV)/bin/ruff check --fix .

@@ -32,7 +32,6 @@ CONVENTIONS = {
     "generator": "the `torch.Generator` of every random draw",
     "labels": "int64 `[N]`: the classes of N images",
     "num_classes": "C: how many classes there are; a memory has as many rows",
-    "on_image": "called with the number of images after each forward pass, for progress",
     "path": "of a file, as `str` or `os.PathLike`",
     "seed": "of every random draw: the same seed, the same result",
     "wf": "a `memmod.ModulatedModel`",

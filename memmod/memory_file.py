@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _AGAIN = "take an undamaged copy, or save it again with save_memory()"
 
 
-def write_memory_file(path: str | os.PathLike, memories: dict[str, Tensor], card: dict[str, Any]) -> None:
+def write_memory_file(path: str | os.PathLike[str], memories: dict[str, Tensor], card: dict[str, Any]) -> None:
     """Write memories (name → ``[C, K]``) and their card as safetensors.
 
     Raises:
@@ -42,7 +42,7 @@ def write_memory_file(path: str | os.PathLike, memories: dict[str, Tensor], card
     write_atomically(path, serialise(tensors, metadata={"card": json.dumps(sealed)}))
 
 
-def read_card(path: str | os.PathLike) -> dict[str, Any]:
+def read_card(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The card of a memory file: format, version, num_classes, class_names, base_sha256, config, and its maker's own.
 
     Raises:
@@ -51,7 +51,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     return _read(path, with_tensors=False)[0]
 
 
-def read_memory_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_memory_file(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The card and the memories (name → fp32 ``[C, K]``) of a memory file.
 
     Raises:
@@ -68,7 +68,7 @@ def read_memory_file(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str,
     return card, memories
 
 
-def _read(path: str | os.PathLike, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: str | os.PathLike[str], with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not os.path.isfile(path):
         raise MemoryFileError(f"there is no memory file at {path}")
     metadata, tensors = read_tensors(path, Origin(f"the memory file {path}", MemoryFileError, _AGAIN), with_tensors)
@@ -88,7 +88,7 @@ def _read(path: str | os.PathLike, with_tensors: bool) -> tuple[dict[str, Any], 
     return card, tensors
 
 
-def _check_places(path: str | os.PathLike, card: dict[str, Any], memories: dict[str, Tensor]) -> None:
+def _check_places(path: str | os.PathLike[str], card: dict[str, Any], memories: dict[str, Tensor]) -> None:
     """Compare the names and rows of the memories with the card's layers and classes, before a model is made of them."""
     layers = set(card["layers"])
     found = {name: name.rpartition(".")[0] for name in memories}
@@ -104,7 +104,7 @@ def _check_places(path: str | os.PathLike, card: dict[str, Any], memories: dict[
             )
 
 
-def check_memories(path: str | os.PathLike, stored: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+def check_memories(path: str | os.PathLike[str], stored: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Compare the memories in a file with those of a model, by name and shape.
 
     Raises:

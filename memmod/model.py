@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,10 @@ class ModulatedModel(nn.Module):
             parameter.requires_grad_(True)
         self.model.eval()
 
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, forget: Forget = None, **kwargs: Any) -> Any: ...
+
     def forward(self, *args: Any, forget: Forget = None, **kwargs: Any) -> Any:
         """What the base returns for ``(*args, **kwargs)``, with each sample's selected classes forgotten.
 
@@ -141,7 +145,9 @@ class ModulatedModel(nn.Module):
         finally:
             eagerly(RunState.leave)(state, before)
 
-    def _begin(self, forget: Forget, args: tuple, kwargs: dict) -> tuple[Proxy | None, Callable[..., Any], Any]:
+    def _begin(
+        self, forget: Forget, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Proxy | None, Callable[..., Any], Any]:
         """Under torch.fx the call as a node; else what to call, and what `RunState.leave` takes behind it."""
         if isinstance(args, Proxy):
             raise ModelError(
@@ -196,7 +202,7 @@ class ModulatedModel(nn.Module):
     def _is_sharded(self) -> bool:
         return any(is_sharded(memory) for memory in self.memory_parameters())
 
-    def _check_batch(self, index: Tensor, args: tuple, kwargs: dict) -> None:
+    def _check_batch(self, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), None)
         if x is not None and x.dim() > 0 and x.shape[0] != index.shape[0]:
             raise SelectionError(
@@ -362,7 +368,7 @@ class ModulatedModel(nn.Module):
         """The base again: unfolded, without memories, an ordinary module with weights of its own."""
         return _bake.unload(self.model, self._changes)
 
-    def save_memory(self, path: str | os.PathLike, card: dict[str, Any] | None = None) -> None:
+    def save_memory(self, path: str | os.PathLike[str], card: dict[str, Any] | None = None) -> None:
         """Write the memories and their card as safetensors, atomically.
 
         Where FSDP split the memories, every process has to call this, and process 0 writes.
@@ -392,7 +398,7 @@ class ModulatedModel(nn.Module):
             memory_file.write_memory_file(path, memories, {**(card or {}), **own})
 
     @classmethod
-    def from_file(cls, base: nn.Module, path: str | os.PathLike, example_input: Any = None) -> ModulatedModel:
+    def from_file(cls, base: nn.Module, path: str | os.PathLike[str], example_input: Any = None) -> ModulatedModel:
         """The modulated model of a memory file, around the base that it was made from.
 
         Args:

@@ -91,10 +91,10 @@ class RunState:
         self._backward: dict[int, Running] = {}
         self._scope_without_forward = False
 
-    def __deepcopy__(self, memo: dict) -> RunState:
+    def __deepcopy__(self, memo: dict[int, Any]) -> RunState:
         return type(self)()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[RunState], tuple[()]]:
         return (type(self), ())
 
     @property

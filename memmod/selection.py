@@ -11,7 +11,8 @@ from torch import Tensor
 
 from memmod.errors import SelectionError
 
-Forget: TypeAlias = "int | str | Tensor | Sequence[Any] | Set[Any] | None"
+Class: TypeAlias = "int | str"
+Forget: TypeAlias = "Class | Tensor | Sequence[Class | Set[Class]] | Set[Class] | None"
 
 NOTHING = -1
 

@@ -185,7 +185,7 @@ def fit(
     *,
     steps: int | None = None,
     augmented: float = 1.0,
-    checkpoint: str | os.PathLike | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> float:

@@ -186,7 +186,7 @@ class SmallVGG(nn.Module):
         return self.fc(self.features(x).mean(dim=(2, 3)))
 
 
-def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any]) -> None:
+def save_base(folder: str | os.PathLike[str], model: nn.Module, meta: dict[str, Any]) -> None:
     """Write a base to a folder: base.safetensors and base.json, which holds the hashes of the weights and of itself.
 
     Args:
@@ -204,7 +204,7 @@ def save_base(folder: str | os.PathLike, model: nn.Module, meta: dict[str, Any])
     write_atomically(Path(folder) / "base.json", dump(card))
 
 
-def load_base(folder: str | os.PathLike) -> tuple[nn.Module, dict[str, Any]]:
+def load_base(folder: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
     """(model in eval mode, meta) of a folder that `save_base` wrote.
 
     Raises:

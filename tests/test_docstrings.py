@@ -29,7 +29,7 @@ NAMES = [(module, name) for module, names in HOOKS.public_names().items() for na
 # What an annotation of tensors needs in words: dimensions in brackets, or that there are none.
 SHAPE = re.compile(r"\[[^\]]*\]|0-d|shape|scalar")
 # Where a formula is from: a paper's number, authors with a year, or memmod itself.
-SOURCE = re.compile(r"arXiv \d{4}\.\d{4,5}|[A-Z]\w+.{0,80}, (19|20)\d\d|doi:|memmod's own|(?i:control)")
+SOURCE = re.compile(r"arXiv \d{4}\.\d{4,5}|\w+.{0,80}, (19|20)\d\d|doi:|memmod's own|controls?\b", re.IGNORECASE)
 
 
 def _public(module: str, name: str) -> Any:

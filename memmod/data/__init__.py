@@ -48,7 +48,7 @@ DEFAULT_IMAGE_SIZE = 224
 
 def load_data(
     spec: str = "digits",
-    root: str | os.PathLike | None = None,
+    root: str | os.PathLike[str] | None = None,
     image_size: int | None = None,
     download: bool = False,
 ) -> Dataset:

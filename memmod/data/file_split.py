@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class FileSplit(Split):
 
         The headers tell missing and empty files, files of another kind, pixels without a scale and sizes above the
         limit; only decoding tells pixels that are cut short or damaged. In a larger split these come to light when
-        their batch is taken.
+        their batch is taken. `on_image` is called with (files checked, files in all) now and then.
 
         Raises:
             DataError: files that cannot be used, by name.
@@ -91,7 +91,7 @@ class FileSplit(Split):
         if pixels <= CHECKED_PIXELS:
             self._each(check_pixels, on_image)
 
-    def _each(self, look: Callable[[str], int | None], on_image: Callable[[int, int], None] | None) -> list:
+    def _each(self, look: Callable[[str], int | None], on_image: Callable[[int, int], None] | None) -> list[int]:
         """What `look` returns for every file; what it raises for some is raised as one error, once all are seen."""
 
         def attempt(path: str) -> int | None | DataError:
@@ -100,7 +100,7 @@ class FileSplit(Split):
             except DataError as error:
                 return error
 
-        results: list = []
+        results: list[Any] = []
         with ThreadPoolExecutor(DECODING_THREADS) as pool:
             for start in range(0, len(self.paths), _CHECKED_TOGETHER):
                 results += pool.map(attempt, self.paths[start : start + _CHECKED_TOGETHER])

@@ -26,7 +26,7 @@ IDX_FILES = {
 """Of each split the files of images and of labels, as MNIST and Fashion-MNIST call them; with .gz behind or without."""
 
 
-def fashion_mnist(root: str | os.PathLike | None, download: bool) -> Dataset:
+def fashion_mnist(root: str | os.PathLike[str] | None, download: bool) -> Dataset:
     """Fashion-MNIST, from IDX files. Raises DataError."""
     folders = [DEBIAN_FASHION_MNIST, DEFAULT_ROOT / "FashionMNIST" / "raw"]
     if root is not None:
@@ -41,7 +41,7 @@ def fashion_mnist(root: str | os.PathLike | None, download: bool) -> Dataset:
     return Dataset("fashion-mnist", *splits, FASHION_CLASSES, (1, 28, 28))
 
 
-def mnist(root: str | os.PathLike | None, download: bool) -> Dataset:
+def mnist(root: str | os.PathLike[str] | None, download: bool) -> Dataset:
     """MNIST, from IDX files. Raises DataError."""
     base = Path(root or DEFAULT_ROOT)
     folders = [base, base / "MNIST" / "raw"]

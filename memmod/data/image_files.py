@@ -69,7 +69,7 @@ def check_pixels(path: str) -> None:
         file.load()
 
 
-def shown(path: str | os.PathLike) -> str:
+def shown(path: str | os.PathLike[str]) -> str:
     """A path for messages: as it is, or with escapes where its bytes are not UTF-8."""
     text = os.fspath(path)
     return text if is_text(text) else ascii(text)

@@ -15,7 +15,7 @@ from memmod.errors import DataError
 DEFAULT_ROOT = Path("data")
 
 
-def cifar(kind: str, root: str | os.PathLike | None, download: bool) -> Dataset:
+def cifar(kind: str, root: str | os.PathLike[str] | None, download: bool) -> Dataset:
     """CIFAR10 or CIFAR100, by torchvision. Raises DataError."""
     name = kind.lower()
     parts = [
@@ -31,7 +31,7 @@ def cifar(kind: str, root: str | os.PathLike | None, download: bool) -> Dataset:
     return Dataset(name, splits[0], splits[1], tuple(parts[0].classes), (3, 32, 32))
 
 
-def imagenet(root: str | os.PathLike | None, image_size: int) -> Dataset:
+def imagenet(root: str | os.PathLike[str] | None, image_size: int) -> Dataset:
     """ImageNet's training and validation images, by torchvision. Raises DataError."""
     from torchvision import datasets
 
@@ -53,7 +53,7 @@ def imagenet(root: str | os.PathLike | None, image_size: int) -> Dataset:
     return Dataset("imagenet", splits[0], splits[1], names, (3, image_size, image_size))
 
 
-def torchvision_set(kind: str, root: str | os.PathLike, name: str, **options: Any) -> Any:
+def torchvision_set(kind: str, root: str | os.PathLike[str], name: str, **options: Any) -> Any:
     """A data set of torchvision, by the name of its class. Raises DataError."""
     from torchvision import datasets
 

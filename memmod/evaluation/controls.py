@@ -40,6 +40,7 @@ def without_gates(
         split: images ``[N, ...]`` and labels ``[N]``.
         selections: the classes to forget, each time.
         logits_path: where the logits are in what `base` returns, as `ModulateConfig.logits` says.
+        on_image: called with the number of images after each forward pass.
     """
     device = next((p.device for p in base.parameters()), torch.device("cpu"))
     original, masked = Tally(selections, num_classes), Tally(selections, num_classes)

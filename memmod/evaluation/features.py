@@ -48,7 +48,7 @@ def _wrapped(network: nn.Module, x: Tensor) -> nn.Module | None:
     found: list[tuple[nn.Module, Any]] = []
     x = x.to(_device(network))
 
-    def see(module: nn.Module, args: tuple, output: Any) -> None:
+    def see(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if len(args) == 1 and args[0] is x:
             found.append((module, output))
 

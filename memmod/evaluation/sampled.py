@@ -22,7 +22,7 @@ ByShares = Callable[[int, Callable[[Tensor], Tensor]], Tensor]
 
 @dataclass(frozen=True)
 class SampledAccuracies:
-    """Accuracy on each class with it selected, `acc_forget`; on images of the others, `mean_retain` over classes."""
+    """Accuracy on each class with it selected, `acc_forget`; `mean_retain`, the mean over other classes' images."""
 
     acc_forget: tuple[float, ...]
     mean_retain: float

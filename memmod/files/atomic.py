@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that `path` holds either all of `content` or what it held before."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

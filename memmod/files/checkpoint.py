@@ -39,7 +39,7 @@ class Checkpoint:
     progress: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the checkpoint; a process killed meanwhile leaves the previous one."""
         card = {"format": FORMAT, "version": FORMAT_VERSION, "run": self.run, "progress": self.progress}
         plain = as_json(card, Origin(f"the checkpoint {path}", RunError, "it was not written"))
@@ -51,7 +51,7 @@ class Checkpoint:
         write_atomically(path, serialise(flat, metadata={"card": json.dumps(seal(plain, flat))}))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> Checkpoint:
+    def load(cls, path: str | os.PathLike[str]) -> Checkpoint:
         """Read a checkpoint.
 
         Raises:
@@ -80,7 +80,7 @@ class Checkpoint:
             tensors.setdefault(group, {})[name] = tensor
         return cls(checked.run, checked.progress, tensors)
 
-    def checked_progress(self, type: type[T], groups: Sequence[str], path: str | os.PathLike) -> T:
+    def checked_progress(self, type: type[T], groups: Sequence[str], path: str | os.PathLike[str]) -> T:
         """The progress as a msgspec Struct, in a checkpoint that holds these groups of tensors.
 
         Raises:
@@ -92,7 +92,7 @@ class Checkpoint:
             origin.refuse(f"is damaged: it holds no {' and no '.join(missing)}")
         return check(self.progress, type, origin)
 
-    def check_run(self, run: dict[str, Any], path: str | os.PathLike) -> None:
+    def check_run(self, run: dict[str, Any], path: str | os.PathLike[str]) -> None:
         """Check that this checkpoint belongs to the round described by `run`.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,7 @@ class ModulatedMultiheadAttention(nn.Module):
         batch_first: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **options,
+        **options: Any,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -75,7 +76,7 @@ class ModulatedMultiheadAttention(nn.Module):
 
     @classmethod
     def from_multihead_attention(
-        cls, attention: nn.MultiheadAttention, num_classes: int, **options
+        cls, attention: nn.MultiheadAttention, num_classes: int, **options: Any
     ) -> ModulatedMultiheadAttention:
         """A modulated equivalent that shares the weights of `attention`; `options` as in the constructor.
 
@@ -111,6 +112,12 @@ class ModulatedMultiheadAttention(nn.Module):
     def in_proj_bias(self) -> Tensor | None:
         """Of query, key and value, ``[3·embed_dim]``."""
         return self.in_proj.bias
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, query: Tensor, key: Tensor, value: Tensor, *args: Any, index: Tensor | None = None, **options: Any
+        ) -> tuple[Tensor, Tensor | None]: ...
 
     def forward(
         self,

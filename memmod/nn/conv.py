@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -71,7 +73,7 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
         self.normalised = False
 
     @classmethod
-    def from_conv2d(cls, conv: nn.Conv2d, num_classes: int, **options) -> ModulatedConv2d:
+    def from_conv2d(cls, conv: nn.Conv2d, num_classes: int, **options: Any) -> ModulatedConv2d:
         """A modulated layer that shares the weight and bias of `conv`; `options` as in the constructor."""
         layer = cls(
             conv.in_channels,
@@ -103,6 +105,10 @@ class ModulatedConv2d(Modulated, nn.Conv2d):
             self.register_buffer(name, value.to(norm.running_var.dtype).clone(), persistent=False)
         self.norm_eps = norm.eps
         self.normalised = True
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, index: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         if isinstance(x, Proxy):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.fx import Proxy
 
 
-def call_node(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Proxy:
+def call_node(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Proxy:
     """The call of `module` as a node of the graph that is being traced, None among the keywords left out.
 
     Traced into, a layer would leave the graph what it does with the selection of that moment: mostly nothing.

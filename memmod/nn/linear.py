@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -57,7 +59,7 @@ class ModulatedLinear(Modulated, nn.Linear):
         )
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, num_classes: int, **options) -> ModulatedLinear:
+    def from_linear(cls, linear: nn.Linear, num_classes: int, **options: Any) -> ModulatedLinear:
         """A modulated layer that shares the weight and bias of `linear`; `options` as in the constructor."""
         layer = cls(
             linear.in_features,
@@ -68,6 +70,10 @@ class ModulatedLinear(Modulated, nn.Linear):
             **options,
         )
         return _share(layer, linear)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, index: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         if isinstance(x, Proxy):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from memmod.errors import ModelError
 from memmod.run_state import RunState
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GRANULARITIES = ("unit", "input", "unit+input")
 GATES = ("sigmoid", "identity", "hard")
@@ -122,7 +126,7 @@ class Modulated(nn.Module):
             "what wf.bake(...) returns, or write a program with memmod.export.program, whose input is the selection"
         )
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kept = {id(t) for _, m in self.memories() for t in (m, m.grad) if t is not None}
 
         def keep_wide(t: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -55,7 +57,7 @@ class ModulatedOutput(Modulated):
         )
 
     @classmethod
-    def from_module(cls, module: nn.Module, num_features: int, num_classes: int, **options) -> ModulatedOutput:
+    def from_module(cls, module: nn.Module, num_features: int, num_classes: int, **options: Any) -> ModulatedOutput:
         """A gate behind `module`, whose output has `num_features` units; `options` as in the constructor."""
         layer = cls(num_features, num_classes, inner=module, **options)
         layer.train(module.training)
@@ -71,6 +73,10 @@ class ModulatedOutput(Modulated):
             if inner is None or name.startswith("__") or name == "base_layer":
                 raise
             return getattr(inner, name)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, index: Tensor | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
         if isinstance(x, Proxy):

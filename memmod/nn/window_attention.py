@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class ModulatedWindowAttention(nn.Module):
         x ``[B, H, W, C]``; the output has the same shape.
     """
 
-    def __init__(self, attention: ShiftedWindowAttention, num_classes: int, **options) -> None:
+    def __init__(self, attention: ShiftedWindowAttention, num_classes: int, **options: Any) -> None:
         super().__init__()
         # Everything has the name that it has in torchvision's layer.
         _take_over(self, attention)

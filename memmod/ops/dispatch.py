@@ -138,7 +138,7 @@ def kernel(op: str, backend: str) -> Kernel | None:
     return _kernels.get(op, {}).get(backend)
 
 
-def call(op: str, call: tuple) -> Any:
+def call(op: str, call: tuple[Any, ...]) -> Any:
     """Run `op` on a call of `memmod.ops.calls` with the forced backend, or with the first that supports the call.
 
     Raises:
@@ -153,7 +153,7 @@ def call(op: str, call: tuple) -> Any:
     return run(call)
 
 
-def _automatic_run(op: str, call: tuple) -> Callable[..., Any]:
+def _automatic_run(op: str, call: tuple[Any, ...]) -> Callable[..., Any]:
     table = _kernels[op]
     second = None
     for backend in _AUTOMATIC.get(call[0].device.type, ()):
@@ -166,7 +166,7 @@ def _automatic_run(op: str, call: tuple) -> Callable[..., Any]:
     return (second or table["reference"]).run
 
 
-def _forced_run(op: str, call: tuple) -> Callable[..., Any]:
+def _forced_run(op: str, call: tuple[Any, ...]) -> Callable[..., Any]:
     _check_name(_forced)
     hint = "Use memmod.set_backend(None) (or unset MEMMOD_BACKEND) for the automatic choice"
     candidate = _kernels[op].get(_forced)

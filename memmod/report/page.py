@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -63,7 +64,7 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     write_atomically(path, render(report).encode())
 
 
-def _data(run: Run) -> dict:
+def _data(run: Run) -> dict[str, Any]:
     charts = [*figures.charts_of(run), flow_choice(), layer_choice()]
     return {**payload(run), "charts": {chart.name: chart.at("container") for chart in charts}}
 

@@ -92,7 +92,7 @@ class Round:
             processes.by_shares,
         )
         self.base_retain = self.sampled.base_accuracy(self.wf)
-        self.frozen = None
+        self.frozen: FrozenLogits | None = None
         if self.objective.needs_frozen:
             self.frozen = FrozenLogits(self.wf, trainer.train, self.config.steps * self.config.batch_size)
         self.memories = list(self.wf.memory_parameters())

@@ -54,7 +54,7 @@ class Trainer:
         wf: ModulatedModel,
         data: Dataset,
         config: UnlearnConfig | None = None,
-        run_folder: str | os.PathLike | None = None,
+        run_folder: str | os.PathLike[str] | None = None,
         *,
         validation: Split | None = None,
         checkpoint_every: int = 50,

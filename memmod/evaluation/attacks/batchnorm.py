@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ def units(original: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 @contextmanager
-def _on_outputs(network: nn.Module, hook_of: dict[str, Callable]) -> Iterator[None]:
+def _on_outputs(network: nn.Module, hook_of: dict[str, Callable[..., Any]]) -> Iterator[None]:
     modules = dict(network.named_modules())
     handles = [modules[name].register_forward_hook(hook) for name, hook in hook_of.items() if name in modules]
     try:
@@ -164,7 +165,7 @@ def factors(
     found: dict[str, Tensor] = {}
 
     def scale(name: str, dim: int):
-        def hook(_module: nn.Module, _args: tuple, y: Tensor) -> Tensor:
+        def hook(_module: nn.Module, _args: tuple[Any, ...], y: Tensor) -> Tensor:
             spread = _spread(y, dim)
             wanted = torch.ones_like(spread) if target is None else target[name].to(spread.device)
             usable = (spread > CLOSED * wanted) & (wanted > 0)

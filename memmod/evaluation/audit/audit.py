@@ -159,7 +159,7 @@ def _attempt(attack: Attack, subject: Subject, case: Case) -> dict[str, Measure]
         return str(error)
 
 
-class _Hashes(dict):
+class _Hashes(dict[nn.Module, str]):
     """The hash of each network's state, computed once."""
 
     def __missing__(self, network: nn.Module) -> str:
