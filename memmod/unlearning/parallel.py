@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Parallel:
             wf.set_reshard_after_forward(True)
             wf.reshard()
 
-    def statistics(self) -> AbstractContextManager:
+    def statistics(self) -> AbstractContextManager[Any]:
         """A scope in which a batch's statistics are those of all processes' rows."""
         return GlobalBatchStatistics() if self.count > 1 else nullcontext()
 
