@@ -1,6 +1,6 @@
 """Requests that each forget a class of their own: one mixed batch, one batch for each class, one baked model for each.
 
-    python -m benchmarks.serving [--network ResNet-18] [--classes 10 100 1000] [--rounds 9] [--batch 32]
+    python -m benchmarks.serving [--network ViT-T] [--classes 10 100 1000] [--rounds 9] [--batch 32]
 
 Prints the table of docs/serving.md: requests per second, and the memory that it takes to serve every class. A batch of
 requests, whose classes are drawn uniformly, is answered in each of the ways; first its logits are checked.
@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -48,7 +48,7 @@ class ServingCase:
 
 
 NETWORKS = (
-    ServingCase("ResNet-18", "timm:resnet18", 64, 0),
+    ServingCase("EfficientNet-Lite0", "timm:efficientnet_lite0", 64, 0),
     ServingCase("ViT-T", "timm:vit_tiny_patch16_224", 96, 0, convolutional=False),
 )
 
@@ -64,12 +64,11 @@ class Requests:
     x: Tensor
     classes: Tensor
 
-    def to(self, target: torch.dtype | torch.memory_format) -> Requests:
-        """The same in another dtype or layout; the memories keep their dtype."""
-        moved = {"memory_format": target} if isinstance(target, torch.memory_format) else {"dtype": target}
-        base, wf, *baked = (copy.deepcopy(m).to(**moved) for m in (self.base, self.wf, *self.baked.values()))
-        baked = dict(zip(self.baked, baked, strict=True))
-        return Requests(self.case, base, wf, baked, self.x.to(**moved), self.classes)
+    def move(self, layout: torch.memory_format) -> None:
+        """Have images and weights in another layout."""
+        for module in (self.base, self.wf, *self.baked.values()):
+            module.to(memory_format=layout)
+        self.x = self.x.contiguous(memory_format=layout)
 
 
 def make_requests(case: ServingCase, seed: int = 0) -> Requests:
@@ -137,7 +136,8 @@ class ServingComparison:
         """Leave the one layout in which the frozen network is fastest."""
         if len(self.layouts) > 1:
             layout, _ = best_layout(self, "plain")
-            self.requests, self.layouts = self.requests.to(LAYOUTS[layout]), ("",)
+            self.requests.move(LAYOUTS[layout])
+            self.layouts = ("",)
 
     def left_out(self, rival: str) -> None:
         return None
@@ -152,8 +152,9 @@ class ServingComparison:
         requests = self.requests
         if layout:
             # Only plain is ever tried in several.
-            only = Requests(requests.case, requests.base, requests.wf, {}, requests.x, requests.classes)
-            requests = only.to(LAYOUTS[layout])
+            requests = replace(requests, base=copy.deepcopy(requests.base), baked={})
+            requests.base.to(memory_format=LAYOUTS[layout])
+            requests.x = requests.x.contiguous(memory_format=LAYOUTS[layout])
         return ServingRunner(rival, requests)
 
     @cached_property
@@ -161,8 +162,7 @@ class ServingComparison:
         """Logits in fp64: of the base, and of each request's own baked model."""
         requests = self.requests
         with torch.no_grad():
-            wide = {c: copy.deepcopy(model).double() for c, model in requests.baked.items()}
-            forgotten = _by_class(requests, lambda c, x: wide[c](x.double()))
+            forgotten = _by_class(requests, lambda c, x: copy.deepcopy(requests.baked[c]).double()(x.double()))
             return {"plain": copy.deepcopy(requests.base).double()(requests.x.double()), BAKED: forgotten}
 
     @cached_property
@@ -230,7 +230,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, batches of {options.batch}\n\n{HEADER}", flush=True)
     for network in [network for network in NETWORKS if options.network in (None, network.name)]:
         for classes in options.classes:
-            case = ServingCase(**{**vars(network), "classes": classes, "batch": options.batch})
+            case = replace(network, classes=classes, batch=options.batch)
             comparison = ServingComparison(make_requests(case))
             comparison.choose_layout()
             results = compare(comparison, WAYS, options.rounds, _rounds, MOST_SECONDS)
