@@ -41,7 +41,7 @@ def test_ways_agree_and_are_a_line_of_the_table() -> None:
 
 
 @pytest.mark.parametrize("way", [MIXED, BY_CLASS])
-def test_a_request_that_gets_the_class_of_another_is_caught(way: str) -> None:
+def test_a_request_that_gets_another_class_is_caught(way: str) -> None:
     comparison = ServingComparison(make_requests(CASE))
     runner = comparison.runner(way, "")
     comparison.check(way, runner)
