@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils._pytree import tree_map
 
 from memmod.errors import ExportError, SelectionError
 from memmod.export.aten import decompositions
@@ -31,12 +31,14 @@ MOST_LINES = 4
 class _Gated(nn.Module):
     """The logits ``[B, C]`` of a modulated model, for a selection that is an input; NaN where it is out of range."""
 
-    def __init__(self, wf: ModulatedModel) -> None:
+    def __init__(self, wf: ModulatedModel, keywords: Sequence[str]) -> None:
         super().__init__()
         self.wf = wf
+        self.keywords = tuple(keywords)
 
-    def forward(self, *inputs: Any, forget: Tensor, **named: Any) -> Tensor:
-        logits = self.wf.logits(self.wf(*inputs, forget=forget, **named))
+    def forward(self, *inputs: Tensor, forget: Tensor) -> Tensor:
+        args, kwargs = _split(inputs, self.keywords)
+        logits = self.wf.logits(self.wf(*args, forget=forget, **kwargs))
         # Runtimes differ in what a ReLU or a maximum makes of the NaN that such a class gives inside.
         wrong = (forget < -1) | (forget >= self.wf.num_classes)
         wrong = wrong if wrong.dim() == 1 else wrong.any(1)
@@ -46,13 +48,22 @@ class _Gated(nn.Module):
 class _Baked(nn.Module):
     """The logits ``[B, C]`` of an ordinary module."""
 
-    def __init__(self, model: nn.Module, logits: str | None) -> None:
+    def __init__(self, model: nn.Module, logits: str | None, keywords: Sequence[str]) -> None:
         super().__init__()
         self.model = model
         self.place = logits
+        self.keywords = tuple(keywords)
 
-    def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        return logits_of(self.model(*inputs, **named), self.place)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        args, kwargs = _split(inputs, self.keywords)
+        return logits_of(self.model(*args, **kwargs), self.place)
+
+
+def _split(inputs: tuple[Tensor, ...], keywords: tuple[str, ...]) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments of the base: a program takes all by position."""
+    # torch.export cannot write the guards of **kwargs.
+    count = len(inputs) - len(keywords)
+    return inputs[:count], dict(zip(keywords, inputs[count:], strict=True))
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,7 @@ class Graph:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """An example of each input but the selection, by the name of the base's argument."""
+        """An example of each input but the selection, in the program's order, by the name of the base's argument."""
         return {**dict(zip(self.positional, self.example.args, strict=True)), **self.example.kwargs}
 
 
@@ -103,11 +114,11 @@ def trace(
             )
     selection, index = None, None
     if forget is None:
-        module: nn.Module = _Gated(_frozen_copy(wf).to(device))
+        module: nn.Module = _Gated(_frozen_copy(wf).to(device), list(example.kwargs))
         selection = _selection(wf.num_classes, example.batch, sets).to(device)
     else:
         index = to_index(forget, wf.num_classes, wf.class_names, wf.device)
-        module = _Baked(wf.bake(forget, threshold).to(device), wf.config.logits)
+        module = _Baked(wf.bake(forget, threshold).to(device), wf.config.logits, list(example.kwargs))
     program = _program(module.eval().requires_grad_(False), example, selection, any_size)
     return Graph(program, example, selection, index, any_size, positional)
 
@@ -139,16 +150,15 @@ def _program(module: nn.Module, example: Example, selection: Tensor | None, any_
         sizes = {2: Dim.DYNAMIC, 3: Dim.DYNAMIC} if any_size and t.dim() == 4 else {}
         return {0: batch, **sizes} if t.dim() > 0 and t.shape[0] == example.batch else sizes
 
-    kwargs, named = dict(example.kwargs), tree_map(shape, example.kwargs)
-    shapes: dict[str, Any] = {"inputs": tree_map(shape, example.args)} if example.args else {}
+    args = (*example.args, *example.kwargs.values())
+    kwargs: dict[str, Tensor] = {}
+    shapes: dict[str, Any] = {"inputs": tuple(shape(t) for t in args)}
     if selection is not None:
         kwargs[SELECTION] = selection
         shapes[SELECTION] = {0: batch} if selection.dim() == 1 else {0: batch, 1: Dim("classes", min=1)}
-    if named:
-        shapes["named"] = named
     try:
         with torch.no_grad():
-            program = torch.export.export(module, example.args, kwargs, dynamic_shapes=shapes)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
             return program.run_decompositions(decompositions())
     except Exception as error:
         what = "images of any size: leave any_size out" if any_size else "batches of any size"

@@ -32,10 +32,10 @@ def program(
 ) -> Exported:
     """Write a `torch.export` program, which ``torch.export.load(path).module()`` runs in a process without memmod.
 
-    It takes the base's inputs ``[B, ...]``, B free, and the selection as ``forget=``, int64 ``[B]`` (``[B, S]`` with
-    `sets`), -1 for nothing; it returns the logits ``[B, C]``. For a class out of range, which a graph cannot refuse,
-    every logit of the sample is NaN. It runs on the device that the model is on, and has gradients for no parameter.
-    The file's entry `memmod.json` is a card that says so.
+    It takes the base's inputs ``[B, ...]`` by position, B free, and the selection as ``forget=``, int64 ``[B]``
+    (``[B, S]`` with `sets`), -1 for nothing; it returns the logits ``[B, C]``. For a class out of range, which a graph
+    cannot refuse, every logit of the sample is NaN. It runs on the device that the model is on, and has gradients for
+    no parameter. The file's entry `memmod.json` is a card that says so.
 
     Args:
         forget: bake this selection for good, instead of making it an input.
@@ -77,22 +77,19 @@ def _run(content: bytes, graph: Graph) -> Run:
     device = graph.example.tensors[0].device
 
     def run(inputs: dict[str, Tensor], selection: Tensor | None) -> Tensor:
-        args = [inputs[name].to(device) for name in graph.positional]
-        kwargs = {name: t.to(device) for name, t in inputs.items() if name not in graph.positional}
-        if selection is not None:
-            kwargs[SELECTION] = selection.to(device)
+        named = {} if selection is None else {SELECTION: selection.to(device)}
         with torch.no_grad():
-            return module(*args, **kwargs).cpu()
+            return module(*[inputs[name].to(device) for name in graph.inputs], **named).cpu()
 
     return run
 
 
 def _call(graph: Graph, name: str) -> list[str]:
-    named = [f"{key}={key}" for key in graph.example.kwargs]
+    given = list(graph.inputs)
     if graph.selection is not None:
-        named.append(f"{SELECTION}=torch.tensor({[[3, 5], [-1, -1]] if graph.selection.dim() == 2 else [3, -1]})")
+        given.append(f"{SELECTION}=torch.tensor({[[3, 5], [-1, -1]] if graph.selection.dim() == 2 else [3, -1]})")
     return [
         "import torch",
         f"model = torch.export.load({name!r}).module()",
-        f"logits = model({', '.join([*graph.positional, *named])})",
+        f"logits = model({', '.join(given)})",
     ]

@@ -136,7 +136,7 @@ def test_keyword_arguments_and_outputs_that_hold_more(tmp_path: Path) -> None:
     model, forget, scale = torch.export.load(written.path).module(), torch.tensor([4, -1, 0, 2]), torch.rand(4)
     with torch.no_grad():
         expected = wf(pixel_values=images(4), scale=scale, forget=forget)["logits"]
-        found = model(pixel_values=images(4), scale=scale, forget=forget)
+        found = model(images(4), scale, forget=forget)
     torch.testing.assert_close(found, expected, **ROUNDING)
 
 
