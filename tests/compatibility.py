@@ -117,6 +117,9 @@ def find_python(version: str) -> Path | None:
 def requirements(torch: str) -> str:
     """The pinned requirements, with another torch and its torchvision."""
     text = REQUIREMENTS.read_text()
+    if torch != newest():
+        # torch 2.11 refuses setuptools from 82 on; memmod takes any from 77 on.
+        text = re.sub(r"^setuptools==.*$", "setuptools>=77", text, flags=re.M)
     text = re.sub(r"^torch==.*$", f"torch=={torch}", text, flags=re.M)
     torchvision = TORCHVISION.get(torch, pin("torchvision"))
     text = re.sub(r"^torchvision==.*$", f"torchvision=={torchvision}", text, flags=re.M)
