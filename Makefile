@@ -107,8 +107,8 @@ $(SUITES)/cuda-planted: $(GPU_SOURCES)
 $(SUITES)/fuzz: $(EVERYTHING)
 	$(call run,$(VENV)/bin/python -m tests.fuzz_files --memory 2000 --runs 500)
 
-# Large networks, orders of calls of a compiled model, killed and resumed, a wheel with its extension.
-$(SUITES)/exhaustive: $(EVERYTHING)
+# Large networks, orders of calls of a compiled model, killed and resumed, a wheel with its extension, the site.
+$(SUITES)/exhaustive: $(EVERYTHING) mkdocs.yml $(DOCUMENT)
 	$(call run,$(PYTEST) -m "$(PLAIN) and exhaustive")
 
 aot: $(SUITES)/machine-code $(SUITES)/machine-code-all
