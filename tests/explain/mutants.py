@@ -8,6 +8,7 @@ from tests.explain import (
     test_detail,
     test_faithfulness,
     test_parts,
+    test_quadrature,
     test_responses,
     test_sanity,
 )
@@ -26,7 +27,7 @@ PLANTS = (
         "explain.quadrature",
         "(places + 1) / 2",
         "(places + 1) / 4",
-        test_attribution.test_units_are_the_memory_gradient_integrated,
+        test_quadrature.test_polynomials_are_integrated_exactly,
     ),
     Plant(
         "the first half of each section",
