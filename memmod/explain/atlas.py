@@ -14,8 +14,8 @@ from scipy.spatial.distance import squareform
 from scipy.stats import rankdata
 
 from memmod.errors import SelectionError
+from memmod.ops.gating import CLOSED
 
-CLOSED = 0.3
 # Rows whose ranks are made at once: of 64 rows of 40,000 units they and their order take 60 MB.
 RANKED = 64
 # Pairs of more classes are too many to draw, and to look at.

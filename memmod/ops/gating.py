@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+# Gates below this count as closed: the threshold that the recipe bakes with.
+CLOSED = 0.3
 # Elements of the temporaries of blocked loops.
 BLOCK = 1 << 20
 # Less than the size from which the library splits an element-wise operation by threads.

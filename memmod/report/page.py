@@ -14,12 +14,13 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from memmod.files.atomic import write_atomically
+from memmod.ops.gating import CLOSED
 from memmod.report import figures, library, palette, words
 from memmod.report.data import Report, Run
 from memmod.report.figures.atlas import layer_choice
 from memmod.report.figures.flows import flow_choice
 from memmod.report.payload import embedded, payload
-from memmod.report.pictures import CLOSED, INK, pictures
+from memmod.report.pictures import INK, pictures
 
 _TEMPLATES = "templates"
 # In this order they are one script.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memmod.ops.gating import CLOSED
 from memmod.report.data import Memory
 from memmod.report.png import data_uri, opacity_png
 
-CLOSED = 0.3  # the recipe's threshold: bake() turns gates below it into zeros
 INK = (214, 72, 40)  # readable on the light and on the dark background
 _LABELLED = 20  # more classes than this leave no room for their names beside the rows
 # more units than this get two columns of the page, or all of them
