@@ -21,6 +21,7 @@ from memmod.cli.options import (
     parse_classes,
     prepare,
 )
+from memmod.ops.gating import CLOSED
 
 
 @app.command(
@@ -41,8 +42,17 @@ def explain(
     mean_of: Annotated[int, typer.Option(min=1, help="Test images of each class to take apart.")] = 100,
     images: Annotated[int, typer.Option(min=0, help="Of them, those shown with maps.")] = 4,
     units: Annotated[int, typer.Option(min=0, help="Most specific units of each class to show responses of.")] = 1,
-    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it count as closed.")] = 0.3,
+    threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it count as closed.")] = CLOSED,
     steps: Annotated[int, typer.Option(min=1, help="Points of each attribution's integral.")] = 16,
+    faithfulness: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="IMAGES",
+            help="Test images to measure the faithfulness of maps on, beside those of other methods (captum); 400 take "
+            "minutes. 0: not measured.",
+        ),
+    ] = 0,
     seed: Seed = 0,
     base: MovedBase = None,
     data_root: DataRoot = None,
@@ -70,6 +80,7 @@ def explain(
         units=units,
         threshold=threshold,
         steps=steps,
+        faithfulness=faithfulness,
         seed=seed,
     )
     dataset = unlearned.load_data(data_root)

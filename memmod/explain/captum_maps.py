@@ -125,6 +125,11 @@ def _darkest(x: Tensor) -> Tensor:
     return x.amin((2, 3), keepdim=True).expand_as(x)
 
 
+def check_captum() -> None:
+    """Raise RunError where captum cannot be imported."""
+    _captum()
+
+
 def _captum() -> ModuleType:
     try:
         import captum.attr

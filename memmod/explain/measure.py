@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,16 +90,22 @@ class Faithfulness:
 
 
 def measure_faithfulness(
-    wf: ModulatedModel, split: Split, maps: Mapping[str, Map], config: FaithfulnessConfig | None = None
+    wf: ModulatedModel,
+    split: Split,
+    maps: Mapping[str, Map],
+    config: FaithfulnessConfig | None = None,
+    *,
+    on_map: Callable[[str], None] = lambda _name: None,
 ) -> Faithfulness:
     """Measure maps of the logit of each image's own class, in the network with nothing selected.
 
     Args:
         split: `config.images` of it are taken, of each class its share, and of these `config.checked` for the checks.
         maps: by name, as `memmod.explain.rivals.MAPS`.
+        on_map: called with the name of each map when it has been measured.
 
     Raises:
-        MemmodError: a map that cannot be made.
+        MemmodError: a map that cannot be made, or one class alone, so that no map is of another.
     """
     config = config or FaithfulnessConfig()
     chosen = at_most(split.labels, config.images, config.seed)
@@ -112,6 +118,7 @@ def measure_faithfulness(
         insertion, deletion = curves(wf, x, classes, own, split.black, config).areas()
         other = spearman(own[checked], make(wf, x[checked], others))
         rows.append(Row(name, *(Mean.of(values) for values in (insertion, deletion, other))))
+        on_map(name)
     checks = _checks(wf, x[checked], classes[checked], config.seed)
     return Faithfulness(config.steps, len(x), tuple(rows), checks)
 

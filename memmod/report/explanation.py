@@ -208,14 +208,25 @@ class MapFaithfulness(msgspec.Struct, frozen=True):
     insertion_interval: Interval
     deletion: Figure
     deletion_interval: Interval
+    other_class: Figure = None
+
+
+class MapChecks(msgspec.Struct, frozen=True):
+    """How alike the map of the gates' path stays without what it is made of, and how far its parts miss the drop."""
+
+    memories_rank: Figure
+    row_rank: Figure
+    sum_median: Figure
+    sum_worst: Figure
 
 
 class Faithfulness(msgspec.Struct, frozen=True):
-    """Insertion and deletion, map by map."""
+    """Insertion and deletion, map by map, and what the map of the gates' path depends on."""
 
     steps: Count
     images: Count
     rows: list[MapFaithfulness]
+    checks: MapChecks | None = None
 
 
 class Explanation(msgspec.Struct, frozen=True):

@@ -14,15 +14,20 @@ from memmod.data import Dataset
 from memmod.data.splits import at_most
 from memmod.errors import RunError, SelectionError
 from memmod.evaluation.features import feature_points
-from memmod.explain.atlas import CLOSED, MOST_PAIRS, Atlas, atlas
+from memmod.explain.atlas import MOST_PAIRS, Atlas, atlas
 from memmod.explain.attribution import STEPS, TOLERANCE, Attribution, attribute
+from memmod.explain.captum_maps import check_captum
 from memmod.explain.confusions import agreement
+from memmod.explain.faithfulness import FaithfulnessConfig
 from memmod.explain.flows import Flows, flows, predictions_of
+from memmod.explain.measure import measure_faithfulness
 from memmod.explain.pictures import overlay, picture
 from memmod.explain.recount import recount_class, recount_image
 from memmod.explain.responses import deciding, exciting
+from memmod.explain.rivals import MAPS
 from memmod.explain.taken import stages_of, taken
 from memmod.model import ModulatedModel
+from memmod.ops.gating import CLOSED
 from memmod.runs.folder import EXPLANATION, versions, write_json
 from memmod.runs.oracles import finished
 from memmod.runs.restore import Unlearned
@@ -33,6 +38,8 @@ MOST_CLASSES, DRAWN_CLASSES = 50, 20
 UNITS = 5
 # Images of each kind that a unit responds to.
 SHOWN = 6
+# Images that a second map of is made to check what maps depend on.
+CHECKED = 100
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class ExplainOptions:
         looked_at: test images among which those that excite a unit are looked for.
         threshold: gates below it count as closed.
         steps: points of each attribution's integral.
+        faithfulness: test images that the faithfulness of maps is measured on; 0: not measured.
         seed: of the images and classes that are drawn.
     """
 
@@ -59,6 +67,7 @@ class ExplainOptions:
     looked_at: int = 500
     threshold: float = CLOSED
     steps: int = STEPS
+    faithfulness: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -69,6 +78,8 @@ class ExplainOptions:
             )
         if self.units < 0 or self.looked_at < 1:
             raise RunError(f"units is {self.units} and looked_at {self.looked_at}; they must be at least 0 and 1")
+        if self.faithfulness < 0:
+            raise RunError(f"faithfulness is {self.faithfulness} images; it must be at least 1, or 0 for none")
         for each in self.sets:
             if len(set(each)) < 2:
                 raise SelectionError(
@@ -102,18 +113,22 @@ def explain_run(
 ) -> Explained:
     """Explain a run of unlearning, and write explanation.json into its folder.
 
-    Retrained networks' predictions are shown where an audit has trained such networks; none is trained here.
+    Retrained networks' predictions are shown where an audit has trained such networks; none is trained here. The
+    faithfulness of maps is measured last, when all else has been written.
 
     Raises:
-        SelectionError: classes or sets that the model does not know.
-        ModelError: a network whose gates cannot be followed.
+        SelectionError: classes or sets that the model does not know, or faithfulness asked for of one class alone.
+        RunError: faithfulness asked for without captum.
+        ModelError: a network whose gates cannot be followed, or of which a map cannot be made.
     """
     options = options or ExplainOptions()
     wf, names = unlearned.wf, dataset.class_names
     _check_classes(options, len(names))
+    if options.faithfulness:
+        check_captum()
     classes = _chosen(options, len(names))
     rows = {c: _images_of(dataset.test.labels, c, options) for c in classes}
-    of = len(dataset.test) + sum(map(len, rows.values()))
+    of = len(dataset.test) + sum(map(len, rows.values())) + options.faithfulness * len(MAPS)
     done = 0
 
     def told(what: str, images: int) -> None:
@@ -168,10 +183,23 @@ def explain_run(
     }
     path = unlearned.run.file(EXPLANATION)
     write_json(path, explanation)
+    if options.faithfulness:
+        config = FaithfulnessConfig(
+            images=options.faithfulness, checked=min(CHECKED, options.faithfulness), seed=options.seed
+        )
+        measured = measure_faithfulness(
+            wf, dataset.test, MAPS, config, on_map=lambda name: told(f"faithfulness of {name}", options.faithfulness)
+        )
+        explanation["faithfulness"] = measured.to_dict()
+        write_json(path, explanation)
     return Explained(str(path), explanation)
 
 
 def _check_classes(options: ExplainOptions, classes: int) -> None:
+    if options.faithfulness and classes < 2:
+        raise SelectionError(
+            "faithfulness compares each image's map with that of another class, and the model knows one class alone"
+        )
     named = [*(options.classes or ()), *(c for each in options.sets for c in each)]
     unknown = sorted({c for c in named if not 0 <= c < classes})
     if unknown:

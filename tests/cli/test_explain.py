@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from memmod.errors import RunError
+from memmod.explain.faithfulness import FaithfulnessConfig
+from memmod.explain.measure import measure_faithfulness
 from memmod.explain.recount import at_path, shown
+from memmod.explain.rivals import MAPS
+from memmod.runs.explain import ExplainOptions
+from memmod.runs.restore import restore_unlearned
 from tests.cli.test_main import TINY, fail, succeed
 
 pytestmark = pytest.mark.slow
@@ -62,7 +69,44 @@ def test_one_class_and_the_seed(runs: Path) -> None:
     assert first == again and first["images"][0]["image"] != other["images"][0]["image"]
 
 
+def test_the_faithfulness_of_maps_is_measured_and_shown(runs: Path, tmp_path: Path) -> None:
+    few = ("--classes", "8", "--mean-of", 1, "--images", 0, "--units", 0)
+    succeed("explain", runs / "unlearned", *few, "--faithfulness", 10)
+    found = json.loads((runs / "unlearned/explanation.json").read_text())
+    measured = found["faithfulness"]
+    assert measured["images"] == found["settings"]["faithfulness"] == 10
+    assert [row["map"] for row in measured["rows"]] == list(MAPS)
+    unlearned = restore_unlearned(runs / "unlearned")
+    own = {name: MAPS[name] for name in ("gate path", "brightness")}
+    config = FaithfulnessConfig(images=10, checked=10)
+    expected = measure_faithfulness(unlearned.wf, unlearned.load_data().test, own, config).to_dict()
+    assert measured["checks"] == pytest.approx(expected["checks"], rel=1e-4)
+    for row in expected["rows"]:
+        same = next(own for own in measured["rows"] if own["map"] == row["map"])
+        assert {name: pytest.approx(value, rel=1e-4) for name, value in row.items() if name != "map"} | {
+            "map": row["map"]
+        } == same
+    succeed("report", runs / "unlearned", "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "Can the maps be trusted?" in page and f"{measured['checks']['sum_worst']:.4f} at most" in page
+    # Measured anew without it, the explanation has none: it would be of other memories.
+    succeed("explain", runs / "unlearned", *few)
+    assert "faithfulness" not in json.loads((runs / "unlearned/explanation.json").read_text())
+
+
+def test_faithfulness_without_captum_is_refused_before_anything_is_done(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (runs / "unlearned/explanation.json").read_bytes()
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    words = fail("explain", runs / "unlearned", "--faithfulness", 6, "--mean-of", 1, "--seed", 3)
+    assert "pip install captum" in words
+    assert (runs / "unlearned/explanation.json").read_bytes() == before
+
+
 def test_bad_input_is_worded(runs: Path) -> None:
+    with pytest.raises(RunError, match="faithfulness is -1 images"):
+        ExplainOptions(faithfulness=-1)
     assert "unknown class name 'ten'" in fail("explain", runs / "unlearned", "--classes", "ten")
     assert "has fewer than 2 classes" in fail("explain", runs / "unlearned", "--set", "3")
     assert "without memories" in fail("explain", runs / "base")
