@@ -42,13 +42,15 @@ def _save(image: Image.Image, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", help="a run folder that explain and audit have been run on")
+    parser.add_argument("--base", help="its base's folder, if that has moved since")
     parser.add_argument("--out", type=Path, default=GALLERY)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
+        moved = ["--base", options.base] if options.base else []
         app(
-            ["report", options.run, "--out", str(page), "--png", str(options.out), "--overwrite"],
+            ["report", options.run, "--out", str(page), "--png", str(options.out), "--overwrite", *moved],
             standalone_mode=False,
         )
         for figure in options.out.glob("*.png"):
