@@ -316,7 +316,7 @@ class ModulatedModel(nn.Module):
             ModelError: it does not hold; the layer is named.
         """
         example = self.checking_example(example_input)
-        _verify(self.model, self.state, self.config.logits, self.device, example)
+        _verify(self.model, self.state, self.logits, self.device, example)
 
     def checking_example(self, example_input: Any = None) -> Example:
         """An example input, on the model's device: as given, or two random images of the shape that it was made for.
