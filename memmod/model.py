@@ -25,7 +25,7 @@ from memmod.nn.leaf import call_node
 from memmod.nn.modulated import Modulated
 from memmod.ops import gating
 from memmod.ops.zero_gradient import wanted, with_zero_gradient
-from memmod.outputs import logits_of, with_tensors
+from memmod.outputs import entry_of, logits_of, with_tensors
 from memmod.run_state import Running, RunState, Scope, eagerly
 from memmod.selection import Forget, to_index
 from memmod.surgery import bake as _bake
@@ -43,10 +43,15 @@ ARCHITECTURES = ("folded", "base")
 
 
 class Summary:
-    """What became of each layer: `rows` of (name, kind, action, reason); prints as a table."""
+    """What became of each layer: `rows` of (name, kind, action, reason); prints as a table.
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    `gated_share` is the share in [0, 1] of the weights' values that is gated: of all layers and of what acts as a
+    layer's weight, without the classifier head, biases, and what the user left out.
+    """
+
+    def __init__(self, rows: Sequence[Row], gated_share: float) -> None:
         self.rows = tuple(rows)
+        self.gated_share = gated_share
 
     def counts(self) -> dict[str, int]:
         """How many layers of each action."""
@@ -187,9 +192,24 @@ class ModulatedModel(nn.Module):
         """The logits ``[B, C]`` in what this model, or its base, returned; where they are is in ``config.logits``.
 
         Raises:
+            ModelError: the output has no such entry, or the model has no classifier (``config.output``).
+        """
+        if self.config.output is not None:
+            raise ModelError(
+                f"{type(self.model).__name__} has no logits: it was modulated with "
+                f"ModulateConfig(output={self.config.output!r}), so whether a class is forgotten must be told from "
+                "that entry by an objective of your own"
+            )
+        return logits_of(output, self.config.logits)
+
+    def verified_output(self, output: Any) -> Tensor:
+        """What gates must change in what this model returned: the logits ``[B, C]``, or the entry ``[B, ...]`` that
+        ``config.output`` names where there is no classifier.
+
+        Raises:
             ModelError: the output has no such entry.
         """
-        return logits_of(output, self.config.logits)
+        return self.logits(output) if self.config.output is None else entry_of(output, self.config.output)
 
     def _running(self, forget: Forget) -> Running:
         running = self.state.running() if forget is None else self.state.selecting(self._index(forget))
@@ -304,7 +324,8 @@ class ModulatedModel(nn.Module):
 
     def summary(self) -> Summary:
         """What was gated, folded, replaced and skipped, and why."""
-        return Summary(self._changes.rows)
+        changes = self._changes
+        return Summary(changes.rows, changes.gated_weights / changes.weights if changes.weights else 1.0)
 
     def verify(self, example_input: Any = None) -> None:
         """Prove on `example_input` (default: random images of the shape that `modulate` saw) that every gate acts.
@@ -316,7 +337,7 @@ class ModulatedModel(nn.Module):
             ModelError: it does not hold; the layer is named.
         """
         example = self.checking_example(example_input)
-        _verify(self.model, self.state, self.logits, self.device, example)
+        _verify(self.model, self.state, self.verified_output, self.device, example)
 
     def checking_example(self, example_input: Any = None) -> Example:
         """An example input, on the model's device: as given, or two random images of the shape that it was made for.

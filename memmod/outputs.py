@@ -91,10 +91,31 @@ def logits_of(output: Any, path: str | None = None) -> Tensor:
             raise no_certain_logits(found, matrices)
         path = matrices[0]
     if path not in found:
-        raise ModelError(
-            f"ModulateConfig.logits is {path!r}, but the model's output has no such entry: it holds {listed(found)}"
-        )
+        raise _no_such_entry("logits", path, found)
     return _checked(path, found[path])
+
+
+def entry_of(output: Any, path: str) -> Tensor:
+    """The tensor ``[B, ...]`` at `ModulateConfig.output` in what a model without a classifier returned.
+
+    Raises:
+        ModelError: no such entry, or one without samples and values.
+    """
+    found = dict(named_tensors(output))
+    if path not in found:
+        raise _no_such_entry("output", path, found)
+    if found[path].dim() < 2 or not found[path].is_floating_point():
+        raise ModelError(
+            f"ModulateConfig.output is {path!r}, which is {found[path].dtype} of shape {tuple(found[path].shape)}; "
+            f"name one of real numbers [B, ...]: the model returns {listed(found)}"
+        )
+    return found[path]
+
+
+def _no_such_entry(option: str, path: str, found: dict[str, Tensor]) -> ModelError:
+    return ModelError(
+        f"ModulateConfig.{option} is {path!r}, but the model's output has no such entry: it holds {listed(found)}"
+    )
 
 
 def called_logits(found: dict[str, Tensor]) -> str | None:

@@ -179,3 +179,128 @@ def test_a_pair_that_folds_wrongly_is_noticed_inside_a_dataclass(monkeypatch) ->
     wf = modulate(base, example_input=X)
     assert "folded" not in wf.summary().counts()
     torch.testing.assert_close(wf(X).logits, base(X).logits)
+
+
+class TwoTowers(nn.Module):
+    """Embeddings of images and texts and their scores, with the names that CLIP and its kin return them by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vision = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 7))
+        self.text = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 7))
+        randomise(self).eval()
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor) -> dict[str, Tensor]:
+        image, text = self.vision(pixel_values), self.text(input_ids)
+        scores = image @ text.t()
+        return {
+            "logits_per_image": scores,
+            "logits_per_text": scores.t(),
+            "text_embeds": text,
+            "image_embeds": image,
+        }
+
+
+def towers_input(images: int, texts: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "pixel_values": torch.randn(images, 6, generator=generator),
+        "input_ids": torch.randn(texts, 4, generator=generator),
+    }
+
+
+@pytest.mark.parametrize("chosen", [None, "logits_per_image", "logits_per_text"])
+@pytest.mark.parametrize("num_classes", [None, 3, 10])
+def test_scores_of_a_batch_against_itself_are_no_logits(chosen: str | None, num_classes: int | None) -> None:
+    with pytest.raises(ModelError) as caught:
+        modulate(TwoTowers(), num_classes, towers_input(3, 3), config=ModulateConfig(logits=chosen))
+    assert f"TwoTowers has no classifier: {chosen or 'logits_per_image'!r} (3, 3) scores every sample" in str(
+        caught.value
+    )
+    assert "_embeds')" in str(caught.value)
+
+
+def test_scores_against_a_fixed_list_of_texts_are_logits() -> None:
+    x = towers_input(3, 5)
+    wf = modulate(TwoTowers(), 5, x, config=ModulateConfig(skip=("text.*",)))
+    assert wf.config.logits == "logits_per_image"
+    wf.verify(x)
+
+
+@pytest.mark.parametrize("num_classes", [4, 7])
+def test_an_output_without_a_classifier_can_be_named(num_classes: int, tmp_path) -> None:
+    base, x = TwoTowers(), towers_input(3, 3)
+    config = ModulateConfig(output="image_embeds", skip=("text.*",))
+    wf = modulate(base, num_classes, x, config=config)
+    assert (wf.num_classes, wf.config.output, wf.config.logits) == (num_classes, "image_embeds", None)
+    actions = {row.name: row.action for row in wf.summary().rows}
+    assert actions["vision.0"] == actions["vision.2"] == "gated", "the projection is no head"
+    wf.verify(x)
+    assert torch.equal(wf.verified_output(wf(**x)), wf(**x)["image_embeds"])
+    with pytest.raises(ModelError, match="has no logits: it was modulated with ModulateConfig\\(output='image_embeds'"):
+        wf.logits(wf(**x))
+    with torch.no_grad():
+        for memory in wf.memory_parameters():
+            memory.copy_(torch.randn(memory.shape, generator=torch.Generator().manual_seed(0)))
+    forgotten = wf(**x, forget=1)["image_embeds"]
+    assert not torch.allclose(forgotten, base(**x)["image_embeds"], atol=1e-3)
+    torch.testing.assert_close(wf.bake(1)(**x)["image_embeds"], forgotten, rtol=1e-4, atol=1e-5)
+    wf.save_memory(tmp_path / "memory.safetensors")
+    again = ModulatedModel.from_file(base, tmp_path / "memory.safetensors", x)
+    assert again.config == wf.config and torch.equal(again(**x, forget=1)["image_embeds"], forgotten)
+
+
+@pytest.mark.parametrize("name", ["image_embeds", "pooler_output", "hidden_state"])
+def test_an_only_embedding_is_no_logits(name: str) -> None:
+    base = Pair(lambda f, s: {name: s, "last_hidden_state": f[:, None, :]})
+    with pytest.raises(ModelError, match=f"Pair has no classifier: it returns embeddings, '{name}' \\(3, 5\\)"):
+        modulate(base, example_input=X)
+    wf = modulate(base, 3, X)
+    assert (wf.num_classes, wf.config.output) == (3, name)
+    assert {row.name: row.action for row in wf.summary().rows}["fc"] == "gated"
+    wf.verify(X)
+    said = modulate(base, example_input=X, config=ModulateConfig(logits=name))
+    assert (said.num_classes, said.config.logits) == (5, name)
+
+
+def test_an_embedding_beside_scores_is_not_chosen() -> None:
+    wf = modulate(Pair(lambda f, s: {"embedding": f, "scores": s.log_softmax(1)}), example_input=X)
+    assert (wf.config.logits, wf.num_classes) == ("scores", 5)
+
+
+def test_an_output_of_any_rank() -> None:
+    maps = Pair(lambda f, s: [f[:, :, None, None].expand(-1, -1, 2, 2) * 1.0, s])
+    wf = modulate(maps, 4, X, config=ModulateConfig(output=0, skip=("fc",)))
+    assert wf.config.output == "0" and wf.verified_output(wf(X)).shape == (3, 8, 2, 2)
+    wf.verify(X)
+
+
+@pytest.mark.parametrize(
+    ("options", "num_classes", "text"),
+    [
+        ({"output": "maps"}, 4, "ModulateConfig.output is 'maps', but the model's output has no such entry"),
+        ({"output": 1}, None, "ModulateConfig.output is '1', which is no classifier's: pass num_classes"),
+        (
+            {"output": 2},
+            4,
+            "ModulateConfig.output is '2', which is torch.int64 of shape (3,); name one of real numbers",
+        ),
+        ({"output": 3}, 4, "the output '3' has shape (5, 3) for 3 samples; memmod needs [B, ...]"),
+    ],
+)
+def test_outputs_that_cannot_be_verified(options: dict, num_classes: int | None, text: str) -> None:
+    base = Pair(lambda f, s: [f, s, s.argmax(1), s.t()])
+    with pytest.raises(ModelError) as caught:
+        modulate(base, num_classes, X, config=ModulateConfig(**options))
+    assert text in str(caught.value)
+
+
+def test_logits_and_output_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="logits is '1' and output '0': give logits for a classifier"):
+        ModulateConfig(logits=1, output=0)
+    with pytest.raises(TypeError, match="output is True"):
+        ModulateConfig(output=True)
+    assert ModulateConfig.from_dict(ModulateConfig(output=0).to_dict()).output == "0"
+    old = ModulateConfig().to_dict()
+    del old["output"]
+    assert ModulateConfig.from_dict(old) == ModulateConfig()

@@ -14,7 +14,9 @@ from memmod.compiled import is_compiled
 from memmod.errors import ModelError
 from memmod.evaluation.accuracy import BATCH, batches
 from memmod.outputs import logits_of, tensors_in
-from memmod.surgery.heads import choose_logits, find_heads
+from memmod.surgery.config import ModulateConfig
+from memmod.surgery.example import Example
+from memmod.surgery.heads import choose_output, find_heads
 from memmod.surgery.trace import observe
 
 if TYPE_CHECKING:
@@ -99,9 +101,10 @@ def head_name(network: nn.Module, x: Tensor) -> str:
         ModelError: there is none that is certain.
     """
     with _in_eval_mode(network):
-        observation = observe(network, (x.to(_device(network)),), {})
-        path = choose_logits(network, observation, len(x), None, None)
-        heads = find_heads(network, observation, logits_of(observation.output, path))
+        example = Example.of(x.to(_device(network)))
+        observation = observe(network, example.args, {})
+        config = choose_output(network, observation, example, None, ModulateConfig())
+        heads = find_heads(network, observation, logits_of(observation.output, config.logits))
     called = [name for name in heads if name in observation.modules]
     if not called:
         raise ModelError(

@@ -30,6 +30,7 @@ class StoredConfig(msgspec.Struct, frozen=True):
     logits: str | None = None
     fuse: bool = True
     behind: bool = False
+    output: str | None = None
 
 
 class MemoryCard(msgspec.Struct, frozen=True):

@@ -33,10 +33,12 @@ class ModulateConfig:
         init: initial value of every memory entry.
         logits: where the logits are in what the model returns: a key, an index or a field ("logits", 1), or a path of
             them ("out.logits"); None: `modulate()` finds them, and stores what it found.
+        output: as `logits`, for a model without a classifier (embeddings, maps ``[B, ...]``): what gates must change.
+            No layer counts as the head, and `num_classes` says how many concepts there are to forget.
 
     Raises:
-        ValueError: an unknown granularity or gate, or behind with gate_bias=False.
-        TypeError: logits is neither a string nor an int.
+        ValueError: an unknown granularity or gate, behind with gate_bias=False, or both logits and output.
+        TypeError: logits or output is neither a string nor an int.
     """
 
     granularity: str = "unit"
@@ -49,6 +51,7 @@ class ModulateConfig:
     behind: bool = False
     init: float = INITIAL_MEMORY
     logits: str | int | None = None
+    output: str | int | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("granularity", GRANULARITIES), ("gate", GATES)):
@@ -57,10 +60,16 @@ class ModulateConfig:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
         if self.behind and not self.gate_bias:
             raise ValueError("behind=True gates what a layer returns, its bias too: leave gate_bias at True")
-        if self.logits is not None and (isinstance(self.logits, bool) or not isinstance(self.logits, (str, int))):
-            raise TypeError(f'logits is {self.logits!r}; it must be a path such as "logits", 1 or "out.logits"')
+        for name, path in (("logits", self.logits), ("output", self.output)):
+            if path is not None and (isinstance(path, bool) or not isinstance(path, (str, int))):
+                raise TypeError(f'{name} is {path!r}; it must be a path such as "logits", 1 or "out.logits"')
+            object.__setattr__(self, name, None if path is None else str(path))
+        if self.logits is not None and self.output is not None:
+            raise ValueError(
+                f"logits is {self.logits!r} and output {self.output!r}: give logits for a classifier, output for a "
+                "model without one"
+            )
         object.__setattr__(self, "skip", tuple(self.skip))
-        object.__setattr__(self, "logits", None if self.logits is None else str(self.logits))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values, without the filter."""

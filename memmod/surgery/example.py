@@ -74,6 +74,14 @@ class Example:
             raise ModelError(f"example_input has shape {tuple(first.shape)}, so it has no content: pass larger samples")
         return self._map(change)
 
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Example:
+        """The same example with every tensor changed, whatever its shape."""
+
+        def changed(t: Any) -> Any:
+            return change(t) if isinstance(t, Tensor) else t
+
+        return Example(tree_map(changed, self.args), tree_map(changed, self.kwargs), self.batch)
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Example:
         def per_sample(t: Any) -> Any:
             fits = isinstance(t, Tensor) and t.dim() > 0 and t.shape[0] == self.batch

@@ -3,56 +3,114 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from memmod.errors import ModelError
-from memmod.outputs import called_logits, listed, logits_of, named_tensors, no_certain_logits
+from memmod.outputs import called_logits, entry_of, listed, logits_of, named_tensors, no_certain_logits
+from memmod.surgery.config import ModulateConfig
+from memmod.surgery.example import Example
 from memmod.surgery.own_linear import own_linear_layers
 from memmod.surgery.plain_layers import channel_dim
-from memmod.surgery.trace import Observation
+from memmod.surgery.trace import Observation, run_example
 
 HEAD_LAYERS = (nn.Linear, nn.Conv2d)
 # What reshapes a head's output and computes nothing.
 RESHAPES = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "permute", "transpose", "contiguous", "float", "to")
 # Functions that do what a layer does: the layers in front of them are not the head.
 LAYER_CALLS = re.compile("^(linear|bilinear|conv)")
+# What Hugging Face's models call the features that they return.
+EMBEDDING = re.compile(r"(^|[._])(embeds?|embeddings?|pooler_output|hidden_states?)$")
 
 
-def choose_logits(
-    model: nn.Module, observation: Observation, batch: int, num_classes: int | None, path: str | None
-) -> str | None:
-    """Where the logits are in what the model returns (`ModulateConfig.logits`); None where they are all of it.
+def choose_output(
+    model: nn.Module, observation: Observation, example: Example, num_classes: int | None, config: ModulateConfig
+) -> ModulateConfig:
+    """The config with the place of what gates must change in what the model returns: `logits`, or `output`.
 
-    The entry at `path` where it is given; else the one called "logits", the only matrix ``[B, ...]``, or the one that
-    the head made: the output of timm's classifier, or of a linear or conv layer, the last such. `num_classes` decides
-    between what is left.
+    As `output` says, where it is given. Else the logits: the entry at `logits` where that is given; else the one called
+    "logits", the only matrix ``[B, ...]``, or the one that the head made: the output of timm's classifier, or of a
+    linear or conv layer, the last such; `num_classes` decides between what is left. An only embedding is taken as
+    `output` where `num_classes` says how many concepts there are.
 
     Raises:
-        ModelError: no such entry, or none that is certain: the candidates are listed; or values that are not finite.
+        ModelError: no such entry, or none that is certain: the candidates are listed; the model has no classifier, or
+            scores the samples of a batch against each other; or values that are not finite.
     """
-    output = observation.output
-    found = dict(named_tensors(output))
-    path = called_logits(found) if path is None else path
-    if path is None:
-        matrices = [
-            name
-            for name, tensor in found.items()
-            if tensor.dim() == 2 and tensor.shape[0] == batch and tensor.is_floating_point()
-        ]
-        path = _chosen(model, observation, found, matrices, num_classes)
-    logits = logits_of(output, path)
-    if logits.shape[0] != batch:
+    found = dict(named_tensors(observation.output))
+    if config.output is None:
+        path = called_logits(found) if config.logits is None else config.logits
+        if path is None:
+            matrices = [
+                name
+                for name, tensor in found.items()
+                if tensor.dim() == 2 and tensor.shape[0] == example.batch and tensor.is_floating_point()
+            ]
+            pairwise = [name for name in matrices if _scores_pairs(model, example, found[name], name)]
+            classified = [name for name in matrices if name not in pairwise and not EMBEDDING.search(name)]
+            if matrices and not classified:
+                if pairwise or len(matrices) > 1 or num_classes is None:
+                    raise _no_classifier(model, found, matrices, pairwise)
+                path, config = None, replace(config, output=matrices[0])
+            else:
+                path = _chosen(model, observation, found, classified, num_classes)
+        elif path in found and _scores_pairs(model, example, found[path], path):
+            raise _no_classifier(model, found, [name for name in found if EMBEDDING.search(name)], [path])
+        config = replace(config, logits=path or None)
+    verified = verified_in(observation.output, config)
+    if verified.shape[0] != example.batch:
+        what = "logits have" if config.output is None else f"output {config.output!r} has"
         raise ModelError(
-            f"the logits have shape {tuple(logits.shape)} for {batch} samples; memmod needs [B, num_classes], one row "
-            f"per sample: the model returns {listed(found)}"
+            f"the {what} shape {tuple(verified.shape)} for {example.batch} samples; memmod needs "
+            f"{'[B, num_classes]' if config.output is None else '[B, ...]'}, one row per sample: the model returns "
+            f"{listed(found)}"
         )
-    if not logits.isfinite().all():
+    if not verified.isfinite().all():
         raise ModelError(
-            "the logits of the example are not finite, so nothing can be told from them: pass another example_input, "
-            "or check the model's weights and dtype"
+            f"the {'logits' if config.output is None else 'output'} of the example are not finite, so nothing can be "
+            "told from them: pass another example_input, or check the model's weights and dtype"
         )
-    return path or None
+    return config
+
+
+def verified_in(output: Any, config: ModulateConfig) -> Tensor:
+    """What gates must change in what the model returned: the logits ``[B, C]``, or `ModulateConfig.output`."""
+    return logits_of(output, config.logits) if config.output is None else entry_of(output, config.output)
+
+
+def _scores_pairs(model: nn.Module, example: Example, scores: Tensor, path: str) -> bool:
+    """Whether a matrix ``[B, B]`` scores every sample against every other one: one sample makes its row and column."""
+    if tuple(scores.shape) != (example.batch, example.batch):
+        return False
+    changed = example.with_sample_changed(1)
+    with torch.no_grad():
+        after = dict(named_tensors(run_example(model, changed.args, changed.kwargs))).get(path)
+    if after is None or after.shape != scores.shape:
+        return False
+    others = [sample for sample in range(example.batch) if sample != 1]
+    return not torch.equal(scores[others, 1], after[others, 1])
+
+
+def _no_classifier(model: nn.Module, found: dict[str, Tensor], matrices: list[str], pairwise: list[str]) -> ModelError:
+    embeddings = [name for name in matrices if EMBEDDING.search(name)]
+    advice = (
+        f"name what forgetting has to change, such as ModulateConfig(output={(embeddings or list(found))[0]!r}), and "
+        "pass num_classes, the number of concepts to forget"
+    )
+    if pairwise:
+        name = pairwise[0]
+        return ModelError(
+            f"{type(model).__name__} has no classifier: {name!r} {tuple(found[name].shape)} scores every sample of the "
+            f"batch against every other, so no column is a class: {advice}. Where the other side is a fixed list of "
+            "classes (their texts, say), pass an example with another number of images than of classes"
+        )
+    return ModelError(
+        f"{type(model).__name__} has no classifier: it returns embeddings, {listed({p: found[p] for p in matrices})}: "
+        f"{advice}; if their columns are classes after all, say so with ModulateConfig(logits={matrices[0]!r})"
+    )
 
 
 def _chosen(
@@ -115,14 +173,16 @@ def _classifier_layers(model: nn.Module) -> dict[str, int]:
     return {names[id(m)]: m.weight.shape[0] for m in inner if id(m) in names}
 
 
-def find_heads(model: nn.Module, observation: Observation, logits: Tensor) -> dict[str, int]:
-    """Names of the classifier head's linear and conv layers, with their units.
+def find_heads(
+    model: nn.Module, observation: Observation, logits: Tensor, config: ModulateConfig | None = None
+) -> dict[str, int]:
+    """Names of the classifier head's linear and conv layers, with their units; none behind `ModulateConfig.output`.
 
     timm's `get_classifier()` where the model has it; else the layers from which the logits ``[B, C]`` follow without
     passing through another layer, where their units are as many as the logits.
     """
     heads = _classifier_layers(model)
-    if heads:
+    if heads or (config is not None and config.output is not None):
         return heads
     made_by = _layer_outputs(model, observation)
     todo, seen = [id(logits)], set()
@@ -143,12 +203,19 @@ def find_heads(model: nn.Module, observation: Observation, logits: Tensor) -> di
     return heads
 
 
-def resolve_num_classes(num_classes: int | None, heads: dict[str, int], logits: Tensor) -> int:
-    """`num_classes`, checked against the head where there is one.
+def resolve_num_classes(num_classes: int | None, heads: dict[str, int], logits: Tensor, config: ModulateConfig) -> int:
+    """`num_classes`, checked against the head where there is one that makes the logits.
 
     Raises:
         ModelError: they disagree, or neither says how many classes there are.
     """
+    if config.output is not None:
+        if num_classes is None:
+            raise ModelError(
+                f"ModulateConfig.output is {config.output!r}, which is no classifier's: pass num_classes, the number "
+                "of concepts to forget"
+            )
+        return num_classes
     if not heads:
         if num_classes is None:
             raise ModelError("the model has no classifier head that memmod can find: pass num_classes")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import nn
 
 from memmod.errors import ModelError
 from memmod.files.state_hash import state_sha256
-from memmod.outputs import logits_of
 from memmod.surgery.attention import open_attention
 from memmod.surgery.base_copy import base_copy
 from memmod.surgery.config import ModulateConfig
@@ -19,7 +18,7 @@ from memmod.surgery.effect import layers_without_effect
 from memmod.surgery.example import Example, default_example
 from memmod.surgery.fold import FOLD_TOLERANCE, fold
 from memmod.surgery.gate import gate_layers
-from memmod.surgery.heads import choose_logits, find_heads, resolve_num_classes
+from memmod.surgery.heads import choose_output, find_heads, resolve_num_classes, verified_in
 from memmod.surgery.inplace import protect_outputs
 from memmod.surgery.other_parameters import note_other_parameters
 from memmod.surgery.own_linear import own_linear_layers
@@ -45,6 +44,7 @@ class Changes:
         originals: (name, module) of everything that was replaced, in that order.
         attributes: (name, attribute, value before) of everything that was set.
         trainable: which parameters of the base required gradients.
+        gated_weights, weights: how many values of weights are gated, of how many that could be.
     """
 
     num_classes: int
@@ -55,6 +55,8 @@ class Changes:
     originals: tuple[tuple[str, nn.Module], ...]
     attributes: tuple[tuple[str, str, Any], ...]
     trainable: dict[str, bool]
+    gated_weights: int
+    weights: int
 
 
 @torch.inference_mode(False)
@@ -81,10 +83,10 @@ def modify(
     surgery = Surgery(base.eval().requires_grad_(False))
 
     first = observe(surgery.model, example.args, example.kwargs)
-    config = replace(config, logits=choose_logits(base, first, example.batch, num_classes, config.logits))
-    logits = logits_of(first.output, config.logits)
-    heads = find_heads(surgery.model, first, logits)
-    num_classes = resolve_num_classes(num_classes, heads, logits)
+    config = choose_output(base, first, example, num_classes, config)
+    verified = verified_in(first.output, config)
+    heads = find_heads(surgery.model, first, verified, config)
+    num_classes = resolve_num_classes(num_classes, heads, verified, config)
 
     open_attention(surgery, num_classes, config)
     join_biases(surgery, first, example)
@@ -101,13 +103,14 @@ def modify(
         fuse_activations(surgery, gated, example)
     protect_outputs(surgery, gated, example)
     record = (tuple(surgery.rows), tuple(surgery.originals), tuple(surgery.attributes))
-    return surgery.model, Changes(num_classes, config, base_sha256, example.shape, *record, trainable)
+    counts = (surgery.gated_weights, surgery.weights)
+    return surgery.model, Changes(num_classes, config, base_sha256, example.shape, *record, trainable, *counts)
 
 
 def _idle_layers(model: nn.Module, first: Observation, example: Example, config: ModulateConfig) -> set[str]:
     layers = [name for name, module in model.named_modules() if first.modules.get(name) and is_layer(module)]
     layers += own_linear_layers(model, first)
-    return layers_without_effect(model, layers, example, lambda output: logits_of(output, config.logits))
+    return layers_without_effect(model, layers, example, lambda output: verified_in(output, config))
 
 
 def _check_draws(
@@ -125,11 +128,11 @@ def _check_draws(
             "from call to call; modulate() and verify() fix the draws",
             name,
         )
-    runs = [logits_of(run.output, config.logits) for run in (before, first)]
+    runs = [verified_in(run.output, config) for run in (before, first)]
     if same_output(*runs, FOLD_TOLERANCE):
         return
     with torch.no_grad():
-        again = logits_of(run_example(model, example.args, example.kwargs), config.logits)
+        again = verified_in(run_example(model, example.args, example.kwargs), config)
     if not same_output(again, runs[1], FOLD_TOLERANCE):
         raise ModelError(
             f"the output of {name} is random, or depends on earlier calls: two runs of the same example in eval mode "

@@ -85,6 +85,7 @@ def plan_layers(
     for weight in _note_loose_weights(surgery, first, modules, own_linear, example):
         coverage.count(weight, gated=False)
     coverage.warn(surgery.model)
+    surgery.gated_weights, surgery.weights = coverage.gated, coverage.total
     return chosen
 
 

@@ -22,12 +22,17 @@ class Row:
 
 @dataclass
 class Surgery:
-    """A modulated copy under way: the model, what was done, and what undoes it."""
+    """A modulated copy under way: the model, what was done, and what undoes it.
+
+    `weights` counts the values of the weights that could be gated, `gated_weights` those that are (`Coverage`).
+    """
 
     model: nn.Module
     rows: list[Row] = field(default_factory=list)
     originals: list[tuple[str, nn.Module]] = field(default_factory=list)
     attributes: list[tuple[str, str, Any]] = field(default_factory=list)
+    gated_weights: int = 0
+    weights: int = 0
 
     def replace(self, name: str, new: nn.Module) -> None:
         """Put `new` in the place of module `name`, wherever the model refers to it, and remember what stood there."""
