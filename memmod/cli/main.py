@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from memmod.cli import audits, erase, explain, export, report  # noqa: F401 - they add their commands to the application
+from memmod.cli import (  # noqa: F401 - they add their commands to the application
+    audits,
+    coverage,
+    erase,
+    explain,
+    export,
+    report,
+)
 from memmod.cli.options import (
     DATA_HELP,
     RUNS,

@@ -30,6 +30,7 @@ ORDER = (
     "erase",
     "frontier",
     "bake",
+    "coverage",
     "info",
 )
 # Commands that several processes can share.

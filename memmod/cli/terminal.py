@@ -18,6 +18,7 @@ from memmod.runs.commands import Evaluation
 from memmod.runs.compare import HEADINGS as COMPARE_HEADINGS
 from memmod.runs.compare import Comparison
 from memmod.runs.compare import Step as CompareStep
+from memmod.runs.coverage import CoverageStep
 from memmod.runs.erase import ErasedAccuracies
 from memmod.runs.explain import ExplainStep
 from memmod.runs.frontier import HEADINGS as FRONTIER_HEADINGS
@@ -144,6 +145,13 @@ def comparing_bar(console: Console) -> Iterator[Callable[[CompareStep], None]]:
     """A bar that goes away at the end; yields what `compare` calls."""
     with _bar("comparing", console, transient=True) as update:
         yield lambda state: update(state.part, state.parts, f"{state.method}: {state.class_name}")
+
+
+@contextmanager
+def coverage_bar(console: Console) -> Iterator[Callable[[CoverageStep], None]]:
+    """A bar that goes away at the end; yields what `run_coverage` calls."""
+    with _bar("trying", console, transient=True) as update:
+        yield lambda state: update(state.number, state.count, f"{state.tried.name}: {state.tried.outcome}")
 
 
 @contextmanager
