@@ -6,18 +6,61 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
+from safetensors.torch import save_file
 from typer.main import get_command
 
 from memmod.cli.main import app
 from memmod.data import NAMES
+from memmod.surgery.random_weights import randomise
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks_of(kind: str) -> list[str]:
+    """The blocks of Python of one kind, by the word behind the language: none for those that run from top to bottom,
+    else "timm" and "hf" for those that stand alone and start from a model of one's own."""
+    return re.findall(rf"```python{f' {kind}' if kind else ''}\n(.*?)```", README, re.S)
+
+
+def run_alone(kind: str) -> None:
+    blocks = blocks_of(kind)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, f"README.md, {kind}", "exec"), {})
+
+
+def test_every_block_is_run():
+    kinds = set(re.findall(r"^```python ?(\w*)$", README, re.M))
+    assert kinds == {"", "timm", "hf"}
+
+
+@pytest.mark.slow
+def test_a_timm_model_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_file(randomise(timm.create_model("resnet18", num_classes=10)).state_dict(), "my-resnet18.safetensors")
+    run_alone("timm")
+
+
+@pytest.mark.slow
+def test_hugging_face_models_of_ones_own(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"image_size": 32, "patch_size": 8}
+    vit = transformers.ViTForImageClassification(transformers.ViTConfig(**small, num_labels=3))
+    randomise(vit).save_pretrained("my-vit")
+    clip = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**small, projection_dim=8))
+    randomise(clip).save_pretrained("my-clip")
+    run_alone("hf")
+    without = transformers.AutoModelForImageClassification.from_pretrained("my-vit-without")
+    assert type(without) is type(vit) and without.state_dict().keys() == vit.state_dict().keys()
 
 
 @pytest.mark.slow
 def test_python_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    blocks = blocks_of("")
     assert len(blocks) >= 4
     names: dict = {}
     for number, block in enumerate(blocks):

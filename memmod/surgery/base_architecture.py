@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from memmod.compiled import uncompiled_name
 from memmod.errors import ModelError
 from memmod.nn.modulated import Modulated
-from memmod.outputs import logits_of
 from memmod.surgery.bake import bake, selected_gates, unload
 from memmod.surgery.example import Example
+from memmod.surgery.heads import verified_in
 from memmod.surgery.modify import Changes
 from memmod.surgery.trace import run_example
 
@@ -52,7 +52,7 @@ def bake_into_base(
         raise _other_architecture(base, str(error)) from None
     with torch.no_grad():
         outputs = (run_example(network, example.args, example.kwargs) for network in (baked, base))
-        expected, found = (logits_of(output, changes.config.logits) for output in outputs)
+        expected, found = (verified_in(output, changes.config) for output in outputs)
     if not (found - expected).abs().max() <= AGREEMENT * expected.abs().max():
         raise _other_architecture(base, "it computes other logits")
     return base
