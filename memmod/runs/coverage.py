@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import platform
+import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -24,9 +26,9 @@ MEMORY = 6.0
 # Seconds that one model may take.
 TIMEOUT = 600.0
 # Models with more weights are listed, but not tried, in millions.
-LARGEST = 150.0
-# Below it a share wants a reason in the table.
-LOW_SHARE = 0.6
+LARGEST = 100.0
+# Where in a model a reason was found: " in stages.0.blocks.1.attn".
+PLACE = re.compile(r" in \w+(\.\w+)+")
 TITLES = {"timm": "timm: the smallest model of each module", "torchvision": "torchvision: every classification model"}
 TITLES |= {"hf": "Hugging Face transformers: image models, from their configuration"}
 
@@ -234,7 +236,10 @@ def _row(row: Tried) -> str:
     if row.outcome != "passes":
         cells = [row.name, row.family, f"{row.weights:.1f} M" if row.weights else "", "", "", "", f"{row.outcome}: "]
         return f"| {' | '.join(cells)}{_cell(row.detail)} |"
-    why = "; ".join(f"{count} × {reason}" for reason, count in row.reasons.items())
+    kinds: Counter[str] = Counter()
+    for reason, count in row.reasons.items():
+        kinds[PLACE.sub("", reason)] += count
+    why = "; ".join(f"{count} × {reason}" for reason, count in kinds.most_common())
     side = "own" if row.side is None else str(row.side)
     cells = [row.name, row.family, f"{row.weights:.1f} M", side, str(row.layers), f"{row.gated_share:.3f}", _cell(why)]
     return f"| {' | '.join(cells)} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ CLASSES = 10
 # Sides of images in pixels that are tried before a model's own.
 SIDES = (96,)
 
-# Of each module of timm its smallest member that is no test model, and how it is made shallower where it is large.
+# Of each module of timm its smallest member that is no test model, and how it is made smaller where it is large.
 _SMALLEST = """
 beit_base_patch16_224 lambda_resnet26t repvgg_a0 cait_xxs24_224 coat_lite_tiny convit_tiny convmixer_768_32
 convnext_atto cpubone_nano crossvit_tiny_240 csatv2 cs3darknet_focus_s cspnext_tiny davit_tiny deepseek_vit_412m:depth=2
@@ -33,7 +34,8 @@ mobilenetv5_base mobilevitv2_050 mvitv2_tiny naflexvit_base_patch16_gap:depth=4 
 nextvit_small nf_regnet_b0 pit_ti_224 pnasnet5large pvt_v2_b0 qwen3_vit_88m:depth=4 rdnet_tiny regnetx_002
 repghostnet_050 repvit_m0_9 res2net50_48w_2s resnest14d resnet10t resnetv2_18 rexnetr_100 selecsls42 legacy_seresnet18
 sequencer2d_s shvit_s1 skresnet18 starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_tiny_window8_256
-swinv2_cr_tiny_224 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_svt_small vgg11 visformer_tiny
+swinv2_cr_tiny_224 tiny_vit_5m_224 tnt_s_patch16_224 tresnet_m twins_svt_small vgg11:mlp_ratio=0.25
+visformer_tiny
 vit_tiny_patch16_224 vit_tiny_r_s16_p8_224 vit_relpos_small_patch16_224 samvit_base_patch16_224:depth=4
 vitamin_small_224 volo_d1_224 ese_vovnet19b_slim_dw legacy_xception xception41 xcit_nano_12_p16_224
 """
@@ -102,7 +104,7 @@ def _timm() -> Iterator[Candidate]:
         # A module that this table does not know yet: a name that says it is small, else the first.
         name = by_family.get(family) or _smallest_by_name(timm.list_models(module=family))
         key, _, value = chosen.get(name, "").partition("=")
-        yield Candidate("timm", name, family, {key: int(value)} if key else {})
+        yield Candidate("timm", name, family, {key: json.loads(value)} if key else {})
 
 
 def _smallest_by_name(names: list[str]) -> str:

@@ -158,16 +158,20 @@ def test_the_table() -> None:
     rows = [
         ROW,
         replace(ROW, name="b", gated_share=0.8, side=None, reasons={"Conv1d is not supported": 2, "a | b": 1}),
+        replace(
+            ROW, name="e", gated_share=0.7, reasons={"read in a.0 of it": 1, "read in b.0.c of it": 2, "x in it": 1}
+        ),
         replace(ROW, name="c", outcome="fails", detail="verify: x\nmore <b>", gated_share=0.0),
         replace(ROW, name="d", outcome="left out", detail="more than 1 M weights", gated_share=0.0, layers=0),
     ]
     text = as_markdown(rows, ["timm", "torchvision"])
-    assert "| timm: the smallest model of each module | 3 | 2 | 0.900 | 0.900 | 0.800 |" in text
+    assert "| timm: the smallest model of each module | 4 | 3 | 0.800 | 0.833 | 0.700 |" in text
     assert "| torchvision: every classification model | 0 | 0 | 0.000 | 0.000 | 0.000 |" in text
     assert "| a | family | 2.5 M | 96 | 3 | 1.000 |  |" in text
     assert "| b | family | 2.5 M | own | 3 | 0.800 | 2 × Conv1d is not supported; 1 × a \\| b |" in text
     assert "| c | family | 2.5 M |  |  |  | fails: verify: x more &lt;b> |" in text
-    assert "left out: more than 1 M weights" in text and "in 4 minutes on one core" in text
+    assert "left out: more than 1 M weights" in text and "in 5 minutes on one core" in text
+    assert "| 0.700 | 3 × read of it; 1 × x in it |" in text
 
 
 def test_what_passes_is_kept_and_what_fails_is_tried_again(tmp_path, monkeypatch) -> None:
