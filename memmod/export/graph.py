@@ -95,9 +95,14 @@ def trace(
     """The graph of a modulated model; `forget` None: with the selection as an input, else baked.
 
     Raises:
-        ExportError: `torch.export` cannot trace the model as asked, or an input is no tensor.
+        ExportError: `torch.export` cannot trace the model as asked, an input is no tensor, or there is no classifier.
         SelectionError: `sets` or a threshold beside what they do not fit, or a selection that differs between samples.
     """
+    if wf.config.output is not None:
+        raise ExportError(
+            f"exported files give logits, but {type(wf.model).__name__} has no classifier: it was modulated with "
+            f"output={wf.config.output!r}. Export what wf.bake(...) returns, with torch.export or torch.onnx"
+        )
     if forget is None and threshold is not None:
         raise SelectionError("a threshold closes gates for good: name what to forget, or leave threshold out")
     if forget is not None and sets:

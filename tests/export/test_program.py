@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from memmod import export
+from memmod import ModulateConfig, export, modulate
 from memmod.errors import ExportError, SelectionError
 from tests.export.helpers import NAMES, SHAPE, images, modulated, small_cnn
 
@@ -181,6 +181,35 @@ def test_the_model_stays_as_it_was(tmp_path: Path) -> None:
     with torch.no_grad():
         model, nothing = torch.export.load(written.path).module(), torch.tensor([-1, -1])
         torch.testing.assert_close(model(images(2), forget=nothing), wf(images(2)), **ROUNDING)
+
+
+class Encoder(nn.Module):
+    """Has no classifier; a BatchNorm is folded in its gated copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3))
+
+    def forward(self, x):
+        return {"image_embeds": self.net(x).mean((2, 3))}
+
+
+def test_a_model_without_logits_is_refused_and_baked_instead(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, config = Encoder().eval(), ModulateConfig(output="image_embeds")
+    wf = modulate(base, 3, images(2), config)
+    with torch.no_grad():
+        for memory in wf.memory_parameters():
+            memory.normal_()
+    with pytest.raises(ExportError, match="Encoder has no classifier"):
+        export.program(wf, tmp_path / "m.pt2")
+    assert not list(tmp_path.iterdir())
+    baked = wf.bake(1, architecture="base")
+    assert baked.state_dict().keys() == base.state_dict().keys()
+    with torch.no_grad():
+        expected, found = wf(images(2), forget=1)["image_embeds"], baked(images(2))["image_embeds"]
+    torch.testing.assert_close(found, expected)
+    assert (found - base(images(2))["image_embeds"]).abs().max() > 1e-2
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path) -> None:
