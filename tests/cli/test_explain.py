@@ -89,7 +89,7 @@ def test_the_faithfulness_of_maps_is_measured_and_shown(runs: Path, tmp_path: Pa
     succeed("report", runs / "unlearned", "--out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "Can the maps be trusted?" in page and f"{measured['checks']['sum_worst']:.4f} at most" in page
-    # Measured anew without it, the explanation has none: it would be of other memories.
+    # Every explanation is made whole: one without it has none.
     succeed("explain", runs / "unlearned", *few)
     assert "faithfulness" not in json.loads((runs / "unlearned/explanation.json").read_text())
 
