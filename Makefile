@@ -29,7 +29,8 @@ check test test-all aot aot-triton-3.6 sanitize: export NO_COLOR := 1
 # that it reads has changed, and with FORCE=1. Its output is in build/suites/NAME.log.
 SUITES := build/suites
 files = $(shell find $(1) \( -name __pycache__ -o -name '*.so' -o -name _build_info.json \) -prune -o -print)
-EVERYTHING := $(call files,memmod kernels csrc tests benchmarks examples docs README.md CONTRIBUTING.md Makefile MANIFEST.in)
+# With a slash, since docs and examples are targets too.
+EVERYTHING := $(call files,memmod kernels csrc tests benchmarks examples/ docs/ README.md CONTRIBUTING.md Makefile MANIFEST.in)
 GPU_SOURCES := $(call files,memmod/ops kernels csrc tests/ops tests/triton tests/cuda benchmarks docs/gpu-report.md) \
   memmod/functional.py memmod/errors.py pyproject.toml
 define run
