@@ -340,7 +340,8 @@ class ModulatedModel(nn.Module):
         _verify(self.model, self.state, self.verified_output, self.device, example)
 
     def checking_example(self, example_input: Any = None) -> Example:
-        """An example input, on the model's device: as given, or two random images of the shape that it was made for.
+        """An example input, on the model's device: `example_input` (samples ``[B, ...]``), or two random images of the
+        shape that it was made for.
 
         Raises:
             ModelError: what is given has fewer than two samples, or no tensor.

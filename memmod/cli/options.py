@@ -30,6 +30,7 @@ ORDER = (
     "erase",
     "frontier",
     "bake",
+    "export",
     "coverage",
     "info",
 )

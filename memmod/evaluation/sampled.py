@@ -65,9 +65,12 @@ class SampledSplit:
         by_shares: ByShares | None = None,
     ) -> None:
         self.split = split
-        one = split.batch(torch.arange(min(len(split), 1)))
-        held = one.numel() * one.element_size() * len(split) <= MOST_BYTES
-        self.images = split.batch(torch.arange(len(split))) if held else None
+        first = split.batch(torch.arange(min(len(split), BATCH)))
+        held = first.numel() * first.element_size() * len(split) <= MOST_BYTES * len(first)
+        rest = torch.arange(len(first), len(split))
+        self.images = None
+        if held:
+            self.images = torch.cat([first, split.batch(rest)]) if len(rest) else first
         self.labels = split.labels
         self.num_classes = num_classes
         self.by_shares = by_shares or (lambda rows, run: run(torch.arange(rows)))

@@ -26,7 +26,13 @@ INVALID = "every logit of the sample is NaN"
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written: its card, and how far its logits are from the model's, as a share of the largest."""
+    """A file that was written.
+
+    Args:
+        path: of the file.
+        card: what it says about itself, JSON values.
+        max_deviation: how far its logits are from the model's, as a share of the largest.
+    """
 
     path: Path
     card: dict[str, Any]

@@ -44,7 +44,7 @@ def onnx(
     (``[batch, classes]`` with `sets`), -1 for nothing; the output is `logits` ``[batch, C]``. For a class out of range,
     which a graph cannot refuse, every logit of the sample is NaN. The metadata entry `memmod` is a card that says so.
 
-    Args: as `memmod.export.program`.
+    `forget`, `threshold`, `sets`, `any_size` and `example_input` are as in `memmod.export.program`.
 
     Raises:
         ExportError: as `memmod.export.program`; a package of the extra [onnx] is missing, or the model is too large for

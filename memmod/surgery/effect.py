@@ -75,16 +75,18 @@ def _gradients(
             # Of quantised functions, that they have no gradient: that is told below.
             warnings.simplefilter("ignore")
             logits = logits_in(run_example(model, example.args, example.kwargs))
+            # A backward that runs layers again (activation checkpointing) adds probes of which nothing is asked.
+            forward = list(probes)
             if not logits.requires_grad:
-                return {name: None for name, _ in probes}
+                return {name: None for name, _ in forward}
             nan = torch.full_like(logits, torch.nan)
-            gradients = torch.autograd.grad(logits, [probe for _, probe in probes], nan, allow_unused=True)
+            gradients = torch.autograd.grad(logits, [probe for _, probe in forward], nan, allow_unused=True)
     # Functions of other libraries raise what they like; verify() tells of gates without effect too.
     except Exception as error:
         logger.debug("whether layers reach the logits of %s cannot be told: %s", type(model).__name__, error)
         return {}
     found: dict[str, Tensor | None] = {}
-    for (name, _), gradient in zip(probes, gradients, strict=True):
+    for (name, _), gradient in zip(forward, gradients, strict=True):
         before = found.get(name)
         found[name] = gradient if before is None else before if gradient is None else before + gradient
     return found

@@ -36,6 +36,7 @@ COMMANDS = (
     "frontier",
     "bake",
     "export",
+    "coverage",
     "info",
 )
 TINY = ("--steps", "4", "--eval-every", "2", "--batch-size", "16", "--max-set-size", "2")

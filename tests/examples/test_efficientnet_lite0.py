@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from examples.efficientnet_lite0 import architecture, as_input, efficientnet_lite0, modulated, photographs
-from memmod.runs.export import in_base_architecture
 from tests.helpers import assert_no_worse
 
 pytestmark = pytest.mark.slow
@@ -62,7 +61,7 @@ def test_a_baked_class_is_the_selected_one_in_either_architecture(network) -> No
     selected, baked = wf(x, forget=CLOSED), wf.bake(CLOSED)
     oracle = copy.deepcopy(baked).double()(x.double())
     fresh = architecture()
-    fresh.load_state_dict(in_base_architecture(wf, {CLOSED}, model, x).state_dict())
+    fresh.load_state_dict(wf.bake(CLOSED, architecture="base", example_input=x).state_dict())
     assert_no_worse({"baked": baked(x)}, {"baked": selected}, {"baked": oracle})
     plain = model(x)
     # Norms of their own round otherwise than folded ones, as they do with nothing forgotten.
