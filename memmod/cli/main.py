@@ -217,9 +217,11 @@ def unlearn(
                 progress=progress,
                 on_checked=on_checked,
             )
+        metrics = unlearned.run.metrics() if launched_rank() == 0 else {}
+        # A split model holds the group.
+        del unlearned
     if launched_rank() > 0:
         return
-    metrics = unlearned.run.metrics()
     best = metrics["best"]
     say(
         console,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,4 +56,6 @@ def process_group(device: str) -> Iterator[None]:
         if not on_gpu or getattr(error, "everywhere", False):
             dist.destroy_process_group()
         raise
+    # What still holds the group keeps its threads, which abort the process at its end (gloo).
+    gc.collect()
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -42,6 +43,7 @@ class Parallel:
         self.count, self.is_first = processes.count(), processes.rank() == 0
         memories = list(wf.memory_parameters())
         self.sharded = any(map(is_sharded, memories))
+        self.wf = wf
         self.model: nn.Module = wf
         if config.batch_size // self.count < LEAST_IMAGES:
             raise RunError(
@@ -60,6 +62,13 @@ class Parallel:
             # Else FSDP leaves the outermost block whole after a forward: its memories are not those of the optimiser.
             wf.set_reshard_after_forward(True)
             wf.reshard()
+
+    def close(self) -> None:
+        """Let go of the group: one that outlives its destroy_process_group() aborts the process at its end (gloo)."""
+        if self.model is not self.wf:
+            self.model = self.wf
+            # DistributedDataParallel is in cycles.
+            gc.collect()
 
     def statistics(self) -> AbstractContextManager[Any]:
         """A scope in which a batch's statistics are those of all processes' rows."""

@@ -105,6 +105,7 @@ class Trainer:
                 round_.run()
             finally:
                 round_.keep_best()
+                round_.parallel.close()
         return round_.result()
 
     def _find_checkpoint(self, resume: bool) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import torch
@@ -45,4 +46,6 @@ if __name__ == "__main__":
     assert torch.equal(own, first), f"process {dist.get_rank()} came to something else"
     if dist.get_rank() == 0:
         save_file({name: tensor.contiguous() for name, tensor in found.items()}, sys.argv[1])
+    del wf
+    gc.collect()
     dist.destroy_process_group()
