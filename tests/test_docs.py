@@ -73,7 +73,7 @@ def test_the_site_has_every_page_and_every_public_name(tmp_path):
 @pytest.mark.parametrize("planted", ["[a](audit.md#no-such-heading)", "[a](no-such-page.md)"])
 def test_a_broken_link_fails_the_site(planted, tmp_path):
     pytest.importorskip("mkdocstrings", reason="make docs installs mkdocs and mkdocstrings")
-    for name in ("docs", "mkdocs.yml", "README.md", "CONTRIBUTING.md", "LICENSE", "benchmarks"):
+    for name in ("docs", "mkdocs.yml", "README.md", "CONTRIBUTING.md", "LICENSE", "benchmarks", "examples"):
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / name)
     # The pages alone: the reference takes most of the time.
