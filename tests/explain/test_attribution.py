@@ -60,7 +60,9 @@ def test_the_parts_add_up_to_the_drop(config: ModulateConfig | None) -> None:
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
-        (lambda: timm.create_model("efficientnet_lite0", num_classes=5), (3, 64, 64)),
+        pytest.param(
+            lambda: timm.create_model("efficientnet_lite0", num_classes=5), (3, 64, 64), marks=pytest.mark.slow
+        ),
         (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=32, depth=2), (3, 32, 32)),
         (
             lambda: timm.create_model(

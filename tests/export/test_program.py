@@ -44,7 +44,8 @@ assert not [name for name in sys.modules if name.partition(".")[0] == "memmod"]
 """
 
 
-@pytest.mark.parametrize("sets", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sets", [False, True])
 def test_a_process_without_memmod_runs_it(sets: bool, tmp_path: Path) -> None:
     wf = modulated(small_cnn())
     written = export.program(wf, tmp_path / "m.pt2", sets=sets)
