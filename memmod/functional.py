@@ -64,7 +64,7 @@ def modulated_linear(
     """
     _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
-        return _activated(F.linear(_owing(x, memory, input_memory), weight, bias), activation)
+        return _activated(_owing(F.linear(x, weight, bias), memory, input_memory), activation)
     if _knows_its_functions(weight):
         gates = (memory, input_memory, index, gate, gate_bias, keep)
         return _activated(_gated_around(lambda x, bias: F.linear(x, weight, bias), x, bias, -1, *gates), activation)
@@ -117,8 +117,8 @@ def modulated_conv2d(
     """
     _check_options(gate, keep, activation)
     if index is None or (memory is None and input_memory is None):
-        x = _owing(x, memory, input_memory)
-        return _activated(F.conv2d(x, weight, bias, stride, padding, dilation, groups), activation)
+        y = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return _activated(_owing(y, memory, input_memory), activation)
     if _knows_its_functions(weight):
         gates = (memory, input_memory, index, gate, gate_bias, keep)
         options = (stride, padding, dilation, groups)
@@ -213,10 +213,13 @@ def modulate_output(
     )
 
 
-def _owing(x: Tensor, *memories: Tensor | None) -> Tensor:
-    """x, whose backward gives memories that the call does not use a gradient of zero."""
+def _owing(y: Tensor, *memories: Tensor | None) -> Tensor:
+    """A call's output, whose backward gives memories that the call does not use a gradient of zero.
+
+    Of its input, the layer's backward would compute a gradient that nobody asks for.
+    """
     owed = wanted(memories)
-    return with_zero_gradient((x,), owed)[0] if owed and x.is_floating_point() else x
+    return with_zero_gradient((y,), owed)[0] if owed and y.is_floating_point() else y
 
 
 def _activated(y: Tensor, activation: str | None) -> Tensor:

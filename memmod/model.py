@@ -18,7 +18,7 @@ from memmod import layer_groups, memory_file
 from memmod.class_names import checked_names
 from memmod.compiled import uncompiled_name
 from memmod.distributed import processes
-from memmod.distributed.sharded import is_sharded, parted_like, whole
+from memmod.distributed.sharded import any_sharded, parted_like, whole
 from memmod.errors import MemoryFileError, ModelError, SelectionError
 from memmod.files.state_hash import state_sha256
 from memmod.nn.leaf import call_node
@@ -220,7 +220,7 @@ class ModulatedModel(nn.Module):
         return running
 
     def _is_sharded(self) -> bool:
-        return any(is_sharded(memory) for memory in self.memory_parameters())
+        return any_sharded(self.memory_parameters())
 
     def _check_batch(self, index: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)), None)

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 
 from torch import Tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether processes hold parts of `tensor`."""
+    return any_sharded((tensor,))
+
+
+def any_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether processes hold parts of one of `tensors`, which are not looked at where that cannot be."""
     # Not imported where nobody has: it takes half a second.
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return module is not None and any(isinstance(tensor, module.DTensor) for tensor in tensors)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from memmod.distributed import processes
-from memmod.distributed.sharded import is_sharded, whole
+from memmod.distributed.sharded import any_sharded, whole
 from memmod.distributed.statistics import GlobalBatchStatistics
 from memmod.errors import RunError
 from memmod.unlearning.objectives import Losses
@@ -42,7 +42,7 @@ class Parallel:
     def __init__(self, wf: ModulatedModel, config: UnlearnConfig) -> None:
         self.count, self.is_first = processes.count(), processes.rank() == 0
         memories = list(wf.memory_parameters())
-        self.sharded = any(map(is_sharded, memories))
+        self.sharded = any_sharded(memories)
         self.wf = wf
         self.model: nn.Module = wf
         if config.batch_size // self.count < LEAST_IMAGES:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from memmod import ModulatedConv2d, ModulatedLinear, ModulatedModel, ModulatedMultiheadAttention, ModulatedOutput
 from memmod.functional import modulate_output
@@ -53,6 +54,23 @@ def test_the_logits_are_the_same_bits_and_may_be_written_to(wf: ModulatedModel) 
     logits[:, 0] = 0
     logits.sum().backward()
     assert all(memory.grad is not None for memory in wf.memory_parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (ModulatedLinear(8, 4, num_classes=3), torch.randn(2, 8)),
+        (ModulatedConv2d(3, 4, 3, num_classes=3), torch.randn(2, 3, 6, 6)),
+    ],
+    ids=["linear", "conv"],
+)
+def test_a_frozen_layer_computes_no_gradient_of_its_input_for_a_zero(layer: nn.Module, x: torch.Tensor) -> None:
+    layer.weight.requires_grad_(False)
+    layer.bias.requires_grad_(False)
+    y = layer(x)
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    assert counter.get_total_flops() == 0 and torch.equal(layer.memory.grad, torch.zeros_like(layer.memory))
 
 
 def test_nothing_of_the_network_is_kept_or_run_backward(wf: ModulatedModel) -> None:
