@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
 
+from examples import efficientnet_parts
 from examples.efficientnet_lite0 import architecture, as_input, efficientnet_lite0, modulated, photographs
 from tests.helpers import assert_no_worse
 
@@ -68,3 +70,10 @@ def test_a_baked_class_is_the_selected_one_in_either_architecture(network) -> No
     folding = (wf(x, forget=-1) - plain).abs().max().item()
     torch.testing.assert_close(fresh.eval()(x), selected, rtol=0.0, atol=2 * folding)
     assert folding < 1e-4 and (selected - plain).abs().max() > 1
+
+
+def test_the_command_prints_what_the_parts_miss(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["efficientnet_parts", "--images", "2", "--whole-path"])
+    efficientnet_parts.main()
+    assert capsys.readouterr().out.startswith("2 images: 16 points an image, at most 16; missed 0.")
+    assert torch.equal(efficientnet_parts.crops(3)[:2], efficientnet_parts.crops(2))
