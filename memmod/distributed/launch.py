@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import gc
 import os
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +18,8 @@ from memmod.errors import RunError
 
 # A process may read a data set, or save, for long while others wait. One that ends is noticed at once all the same.
 PATIENCE = datetime.timedelta(hours=6)
+# What a thread of gloo needs after the last collective is microseconds, once it is given a processor.
+SETTLING_SECONDS = 0.2
 
 
 def own_device(device: str) -> str:
@@ -54,8 +58,30 @@ def process_group(device: str) -> Iterator[None]:
     except BaseException as error:
         # NCCL would wait for work that the others do not do, where this process alone fails.
         if not on_gpu or getattr(error, "everywhere", False):
-            dist.destroy_process_group()
+            _forget_frames(error)
+            _end()
         raise
-    # What still holds the group keeps its threads, which abort the process at its end (gloo).
-    gc.collect()
+    _end()
+
+
+def _end() -> None:
+    """Destroy the group, and wait until its threads hold nothing.
+
+    A thread of gloo drops the tensors of a collective after the collective has returned, for which it needs Python:
+    where Python is at its end by then, the process aborts ("terminate called without an active exception"). The threads
+    end with the group, where nothing holds it; caches of FSDP do.
+    """
     dist.destroy_process_group()
+    gc.collect()
+    time.sleep(SETTLING_SECONDS)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Empty the frames that raised an error and its causes: their variables hold the group."""
+    seen: set[int] = set()
+    errors = [error]
+    while errors:
+        found = errors.pop()
+        seen.add(id(found))
+        traceback.clear_frames(found.__traceback__)
+        errors += [e for e in (found.__cause__, found.__context__) if e is not None and id(e) not in seen]

@@ -14,6 +14,11 @@ from torch import Tensor
 
 from memmod.errors import MemmodError, RunError
 
+if dist.is_available():
+    # Its defaults hold the group that exists as it is imported, which DistributedDataParallel does: a group so held
+    # keeps its threads, and they can abort the process at its end. Imported now, there is none yet.
+    import torch.distributed.nn
+
 T = TypeVar("T")
 
 

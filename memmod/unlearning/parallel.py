@@ -64,7 +64,7 @@ class Parallel:
             wf.reshard()
 
     def close(self) -> None:
-        """Let go of the group: one that outlives its destroy_process_group() aborts the process at its end (gloo)."""
+        """Let go of the group: one that outlives destroy_process_group() can abort the process at its end (gloo)."""
         if self.model is not self.wf:
             self.model = self.wf
             # DistributedDataParallel is in cycles.

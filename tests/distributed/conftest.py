@@ -1,4 +1,4 @@
-"""A process group of this process alone."""
+"""Threads as in the processes that tests start, and a process group of this process alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 import pytest
 import torch.distributed as dist
+
+from tests.unlearning.problem import one_thread
+
+
+@pytest.fixture(autouse=True)
+def as_launched() -> Iterator[None]:
+    """One thread, as the processes that tests start."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture

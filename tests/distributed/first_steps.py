@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 
 import torch
@@ -10,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 
+from memmod.distributed.launch import process_group
 from tests.distributed.problem import STEPS, gradients, whole_round
 from tests.unlearning.problem import modulated
 
@@ -26,9 +26,7 @@ def nothing_on_one_process() -> dict[str, torch.Tensor]:
     return {f"nothing/{name}": memory.grad.clone() for name, memory in wf.named_memories()}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+def main(file: str) -> None:
     found = nothing_on_one_process() | {"count": torch.tensor(dist.get_world_size())}
     for step in STEPS:
         for objective in OBJECTIVES:
@@ -45,7 +43,10 @@ if __name__ == "__main__":
     dist.broadcast(first, 0)
     assert torch.equal(own, first), f"process {dist.get_rank()} came to something else"
     if dist.get_rank() == 0:
-        save_file({name: tensor.contiguous() for name, tensor in found.items()}, sys.argv[1])
-    del wf
-    gc.collect()
-    dist.destroy_process_group()
+        save_file({name: tensor.contiguous() for name, tensor in found.items()}, file)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with process_group("cpu"):
+        main(sys.argv[1])
