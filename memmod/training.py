@@ -22,11 +22,13 @@ from memmod.data import Dataset, Split, batches_of, check_classes
 from memmod.errors import ModelError, RunError
 from memmod.files.checkpoint import Checkpoint, load_optimiser, optimiser_tensors
 from memmod.files.saveable_state import saveable_state, serialised_state
+from memmod.muon import Muon, hidden_weights
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_SECONDS = 15.0
 EVALUATION_BATCH = 500
+OPTIMISERS = ("adamw", "muon")
 # A step of training takes .67 (zoo's ResNet), .77 (VGG) and 1.0 (ViT) of its time in NCHW, 28 × 28 images, one Zen 5
 # core.
 LAYOUT = torch.channels_last
@@ -185,6 +187,7 @@ def fit(
     *,
     steps: int | None = None,
     augmented: float = 1.0,
+    optimiser: str = "adamw",
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
@@ -197,6 +200,8 @@ def fit(
         progress: called after each step with (step, steps, loss).
         steps: instead of the configuration's whole epochs.
         augmented: share of the steps, the first ones, whose images are augmented; the others see them as they are.
+        optimiser: "adamw"; or "muon": Muon for the weights of `memmod.muon.hidden_weights`, AdamW for all others, at
+            one learning rate.
         checkpoint: file that takes the state now and then and after the last step; None: none is written.
         resume: go on from that file where it is there. The weights become bit-identical to those of a training
             without interruption (same machine, device, threads and torch); on another device it goes on too.
@@ -204,12 +209,12 @@ def fit(
 
     Raises:
         RunError: the loss is not finite (`model` is left as it was at that step), a batch of one image where BatchNorm
-            needs two, or a checkpoint that is damaged or of other settings.
+            needs two, an unknown optimiser, or a checkpoint that is damaged or of other settings.
     """
     path = None if checkpoint is None else Path(checkpoint)
     device = _device(model)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _in_training_layout(model):
-        training = _Training(model, dataset, config or TrainConfig(), steps, augmented)
+        training = _Training(model, dataset, config or TrainConfig(), steps, augmented, optimiser)
         if path is not None and resume and path.exists():
             training.restore(Checkpoint.load(path), path)
         training.run(progress, path, checkpoint_seconds)
@@ -242,15 +247,16 @@ class _Training:
         config: TrainConfig,
         steps: int | None = None,
         augmented: float = 1.0,
+        optimiser: str = "adamw",
     ) -> None:
         self.model, self.dataset, self.config = model, dataset, config
         self.device = _device(model)
         self.per_epoch = len(batches_of(torch.arange(len(dataset.train)), config.batch_size))
         self.steps = config.epochs * self.per_epoch if steps is None else steps
         self.augmented = round(augmented * self.steps)
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.schedule = self._schedule()
-        self.names = [name for name, _ in model.named_parameters()]
+        self.named_optimiser = optimiser
+        self.optimisers = _optimisers(model, config, optimiser)
+        self.schedules = self._schedules()
         self.generator = torch.Generator().manual_seed(config.seed)
         torch.manual_seed(config.seed)
         self.step = 0
@@ -293,10 +299,12 @@ class _Training:
             raise RunError(
                 f"the loss is {value} at step {self.step + 1} of {self.steps}: lower lr ({config.lr}), and start anew"
             )
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimiser.step()
-        self.schedule.step()
+        for optimiser, _ in self.optimisers.values():
+            optimiser.step()
+        for schedule in self.schedules:
+            schedule.step()
         self.losses.append(value)
         self.step += 1
 
@@ -305,7 +313,7 @@ class _Training:
         progress = {"step": self.step, "losses": self.losses, "environment": _environment(self.device)}
         tensors = {
             "model": saveable_state(self.model),
-            "optimiser": optimiser_tensors(self.optimiser, self.names),
+            **{group: optimiser_tensors(*found) for group, found in self.optimisers.items()},
             "order": {"order": self.order},
             "generators": {"draws": self.generator.get_state(), **self._random_state()},
         }
@@ -320,7 +328,7 @@ class _Training:
         checkpoint.check_run(self._description(), path)
         from memmod.files.schemas import TrainingProgress
 
-        groups = ("model", "optimiser", "order", "generators")
+        groups = ("model", *self.optimisers, "order", "generators")
         progress, tensors = checkpoint.checked_progress(TrainingProgress, groups, path), checkpoint.tensors
         environment = _environment(self.device)
         if progress.environment != environment:
@@ -331,9 +339,10 @@ class _Training:
         self.step, self.losses = progress.step, progress.losses
         self.order = tensors["order"]["order"]
         self.model.load_state_dict(tensors["model"])
-        load_optimiser(self.optimiser, self.names, tensors["optimiser"])
+        for group, (optimiser, names) in self.optimisers.items():
+            load_optimiser(optimiser, names, tensors[group])
         if self.step < self.steps:
-            self.schedule = self._schedule(self.step - 1)
+            self.schedules = self._schedules(self.step - 1)
         self.generator.set_state(tensors["generators"]["draws"])
         torch.set_rng_state(tensors["generators"]["cpu"])
         if self.device.type == "cuda" and "cuda" in tensors["generators"]:
@@ -344,13 +353,21 @@ class _Training:
         state = {"cpu": torch.get_rng_state()}
         return state | {"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else state
 
-    def _schedule(self, last_step: int = -1) -> torch.optim.lr_scheduler.OneCycleLR:
+    def _schedules(self, last_step: int = -1) -> list[torch.optim.lr_scheduler.OneCycleLR]:
         """The learning rates from step `last_step` + 1 on."""
         # a rise of exactly one step, a fifth of 5, makes OneCycleLR divide by zero
         rise = 0.2 if self.steps != 5 else 0.3
-        return torch.optim.lr_scheduler.OneCycleLR(
-            self.optimiser, self.config.lr, total_steps=self.steps, pct_start=rise, last_epoch=last_step
-        )
+        return [
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                self.config.lr,
+                total_steps=self.steps,
+                pct_start=rise,
+                cycle_momentum=not isinstance(optimiser, Muon),
+                last_epoch=last_step,
+            )
+            for optimiser, _ in self.optimisers.values()
+        ]
 
     def _description(self) -> dict[str, Any]:
         """What must be the same for a checkpoint to go on: settings, network and data, as JSON values."""
@@ -363,7 +380,26 @@ class _Training:
             "training_labels": sha256(labels).hexdigest()[:16],
             **({} if self.steps == self.config.epochs * self.per_epoch else {"steps": self.steps}),
             **({} if self.augmented == self.steps else {"augmented_steps": self.augmented}),
+            **({} if self.named_optimiser == "adamw" else {"optimiser": self.named_optimiser}),
         }
+
+
+def _optimisers(
+    model: nn.Module, config: TrainConfig, optimiser: str
+) -> dict[str, tuple[torch.optim.Optimizer, list[str]]]:
+    """Optimisers by the name of their state in a checkpoint, each with the names of its parameters."""
+    if optimiser not in OPTIMISERS:
+        raise RunError(f"optimiser is {optimiser!r}; it must be one of {', '.join(OPTIMISERS)}")
+    parameters = dict(model.named_parameters())
+    hidden = hidden_weights(model) if optimiser == "muon" else []
+    others = [name for name in parameters if name not in set(hidden)]
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    found: dict[str, tuple[torch.optim.Optimizer, list[str]]] = {
+        "optimiser": (torch.optim.AdamW([parameters[name] for name in others], **options), others)
+    }
+    if hidden:
+        found["muon"] = (Muon([parameters[name] for name in hidden], **options), hidden)
+    return found
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -39,13 +39,14 @@ def erase(
     run: UnlearnedRun,
     forget: Annotated[list[str], typer.Option(help="Class names or numbers, separated by commas. Repeatable.")],
     budget: Annotated[float, typer.Option(help="Images to train on, as a share of the base's training.")] = 0.2,
-    lr: Annotated[
-        float | None, typer.Option(help="AdamW's highest learning rate.", show_default="fits the base's")
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate.", show_default="fits the base's")] = None,
+    optimiser: Annotated[
+        str | None, typer.Option(help="Muon for hidden weights, or adamw for all.", show_default="muon")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, show_default="half the base's")] = None,
     reset: Annotated[
         list[str] | None,
-        typer.Option(help="Layers to draw anew. Repeatable.", show_default="the last stage and the head"),
+        typer.Option(help="Layers to draw anew. Repeatable.", show_default="the upper block or two, and the head"),
     ] = None,
     threshold: Annotated[float, typer.Option(min=0.0, max=1.0, help="Gates below it become exactly 0.")] = 0.3,
     out: Annotated[
@@ -59,7 +60,7 @@ def erase(
     resume: Resume = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Erase classes for good: the last stage drawn anew, all weights trained on the images of the other classes.
+    """Erase classes for good: the upper layers drawn anew, all weights trained on the images of the other classes.
 
     Writes an ordinary network of the base's architecture; the run and its memories stay as they are.
     """
@@ -74,7 +75,7 @@ def erase(
     classes = parse_classes(forget, names)
     dataset = unlearned.load_data(data_root)
     layers = None if reset is None else tuple(reset)
-    changes = given(budget=budget, lr=lr, batch_size=batch_size, reset=layers, seed=seed)
+    changes = given(budget=budget, lr=lr, batch_size=batch_size, optimiser=optimiser, reset=layers, seed=seed)
     with training_bar(console) as progress:
         erased = erase_run(
             unlearned,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from memmod.training import accuracies
 from memmod.unlearning.erase import EraseConfig, Erasing, default_erasing, erase, plan_erasure
 from memmod.zoo import base_meta, load_base, save_base
 
+FIELDS = {field.name for field in fields(EraseConfig)}
 OnStep = Callable[[int, int, float], None]
 
 
@@ -40,12 +41,11 @@ class EraseSettings(msgspec.Struct, frozen=True):
     reset: tuple[str, ...]
     seed: int
     augmented: float = 1.0
+    optimiser: str = "adamw"
 
     def config(self) -> EraseConfig:
         """How the network was erased."""
-        return EraseConfig(
-            self.budget, self.lr, self.batch_size, self.weight_decay, self.reset, self.augmented, self.seed
-        )
+        return EraseConfig(**{name: value for name, value in msgspec.structs.asdict(self).items() if name in FIELDS})
 
 
 @dataclass(frozen=True)

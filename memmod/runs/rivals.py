@@ -47,6 +47,7 @@ class Erasure:
             "lr": training.lr,
             "weight_decay": training.weight_decay,
             "augmented": self.plan.augmented,
+            "optimiser": self.plan.optimiser,
             "seed": training.seed,
         }
 
@@ -54,19 +55,19 @@ class Erasure:
 def fine_tuning(base: Base, plan: Erasing) -> Erasure:
     """The base trained on for as many retained images as an erasure, no layer drawn anew.
 
-    The learning rate, batch, weight decay and augmentation are those of the base's training, whose weights they suit:
-    an erasure's are chosen for new layers.
+    Optimiser, learning rate, batch, weight decay and augmentation are those of the base's training, whose weights they
+    suit: an erasure's are chosen for new layers.
     """
     training = base_training(base)
     steps = max(1, round(plan.images / training.batch_size))
     epochs = max(1, math.ceil(steps * training.batch_size / len(plan.retained.train)))
     own = replace(training, epochs=epochs, seed=plan.training.seed)
-    plan = replace(plan, reset=(), steps=steps, training=own, augmented=1.0)
+    plan = replace(plan, reset=(), steps=steps, training=own, augmented=1.0, optimiser="adamw")
     return Erasure(FINE_TUNING, lambda: _copy(base, base.model), plan)
 
 
 def from_scratch(base: Base, plan: Erasing) -> Erasure:
-    """All layers drawn anew, the plan otherwise an erasure's: images, batches, learning rate, seed."""
+    """All layers drawn anew, the plan otherwise an erasure's: images, batches, optimiser, learning rate, seed."""
     seed = FRESH_SEEDS + plan.training.seed
     return Erasure(FROM_SCRATCH, lambda: base.fresh(seed), replace(plan, reset=()))
 
@@ -93,6 +94,7 @@ def recipe(erasure: Erasure, base: Base, without: tuple[int, ...], folder: Path)
         "steps": plan.steps,
         **asdict(plan.training),
         **({} if plan.augmented == 1 else {"augmented": plan.augmented}),
+        **({} if plan.optimiser == "adamw" else {"optimiser": plan.optimiser}),
     }
     return Recipe(
         folder=folder,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from memmod.data import Dataset, without_classes
 from memmod.errors import ModelError, RunError, SelectionError
 from memmod.evaluation.features import PENULTIMATE, feature_points, modules_that_run
-from memmod.training import TrainConfig, fit
+from memmod.training import OPTIMISERS, TrainConfig, fit
 
 # Fewer cannot warm up and come down again.
 LEAST_STEPS = 50
@@ -31,11 +31,13 @@ class EraseConfig:
 
     Args:
         budget: images that the training may see, as a share of those that the base's training saw.
-        lr: AdamW's highest learning rate.
+        lr: the highest learning rate.
         batch_size: images a step.
-        weight_decay: AdamW's.
+        weight_decay: decoupled.
         reset: names of the layers to draw anew, with all that is inside of them; empty: `upper_layers`.
+        blocks: the last ones, which are drawn anew where `reset` is empty; one block stays at least.
         augmented: share of the steps, the first ones, with the base's augmentation; the others see images as they are.
+        optimiser: "muon", for the weights of `memmod.muon.hidden_weights`, beside AdamW for all others; or "adamw".
         seed: of the new weights, the order and the augmentation.
     """
 
@@ -44,7 +46,9 @@ class EraseConfig:
     batch_size: int = 64
     weight_decay: float = 0.01
     reset: tuple[str, ...] = ()
+    blocks: int = 1
     augmented: float = 1.0
+    optimiser: str = "muon"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,6 +60,10 @@ class EraseConfig:
             )
         if not 0 <= self.augmented <= 1:
             raise RunError(f"augmented is {self.augmented}; a share of the steps is from 0 to 1")
+        if self.blocks < 1:
+            raise RunError(f"blocks is {self.blocks}; at least the last block is drawn anew")
+        if self.optimiser not in OPTIMISERS:
+            raise RunError(f"optimiser is {self.optimiser!r}; it must be one of {', '.join(OPTIMISERS)}")
         if self.batch_size < 2:
             raise RunError(f"batch_size is {self.batch_size}; new layers need at least 2 images a step")
 
@@ -76,16 +84,18 @@ def default_erasing(network: nn.Module, training: TrainConfig) -> EraseConfig:
     return EraseConfig(
         lr=training.lr * (10 / 3 if norms else 1.5),
         batch_size=max(2, training.batch_size // 2),
+        blocks=1 if norms else 2,
         augmented=0.85 if norms else 1.0,
         seed=training.seed,
     )
 
 
-def upper_layers(network: nn.Module, x: Tensor) -> tuple[str, ...]:
-    """The names of all that runs behind the last block but one: the last stage, norms behind it, and the head.
+def upper_layers(network: nn.Module, x: Tensor, count: int = 1) -> tuple[str, ...]:
+    """The names of all that runs behind a block: the last stages, norms behind them, and the head.
 
     Args:
         x: a batch ``[B, ...]``, B ≥ 2.
+        count: the blocks, of which one stays at least.
 
     Raises:
         ModelError: the network has fewer than two blocks that memmod can find.
@@ -96,9 +106,10 @@ def upper_layers(network: nn.Module, x: Tensor) -> tuple[str, ...]:
             f"{type(network).__name__} has no stages that memmod can find: name the layers to draw anew (reset)"
         )
     ran = modules_that_run(network, x)
-    if blocks[-2] not in ran:
+    lowest = blocks[max(0, len(blocks) - 1 - count)]
+    if lowest not in ran:
         raise ModelError(f"{type(network).__name__} wraps another network: erase that one, or name layers (reset)")
-    cut = len(ran) - ran[::-1].index(blocks[-2])
+    cut = len(ran) - ran[::-1].index(lowest)
     lower = set(ran[:cut])
     upper = dict.fromkeys(
         name for name in ran[cut:] if name not in lower and not any(below.startswith(f"{name}.") for below in lower)
@@ -132,8 +143,8 @@ def draw_anew(network: nn.Module, fresh: nn.Module, names: Sequence[str]) -> Non
 
 @dataclass(frozen=True)
 class Erasing:
-    """What an erasure will do: the layers drawn anew, its steps, the share of them whose images are augmented, and the
-    retained images.
+    """What an erasure will do: the layers drawn anew, its steps, the share of them whose images are augmented, the
+    optimiser, and the retained images.
     """
 
     reset: tuple[str, ...]
@@ -141,6 +152,7 @@ class Erasing:
     training: TrainConfig
     retained: Dataset
     augmented: float
+    optimiser: str
 
     @property
     def images(self) -> int:
@@ -184,7 +196,7 @@ def plan_erasure(
             f"a budget of {config.budget:g} of the base's training is {steps} steps of {config.batch_size} images, too "
             f"few for new layers: give at least {math.ceil(1000 * least) / 1000:g}, or smaller batches"
         )
-    reset = config.reset or upper_layers(network, data.train.batch(torch.arange(2)))
+    reset = config.reset or upper_layers(network, data.train.batch(torch.arange(2)), config.blocks)
     missing = [name for name in reset if name not in dict(network.named_modules())]
     if missing:
         raise ModelError(f"{type(network).__name__} has no layer {missing[0]!r} to draw anew: see named_modules()")
@@ -196,7 +208,7 @@ def plan_erasure(
         weight_decay=config.weight_decay,
         seed=config.seed,
     )
-    return Erasing(tuple(reset), steps, own, retained, config.augmented)
+    return Erasing(tuple(reset), steps, own, retained, config.augmented, config.optimiser)
 
 
 def erase(
@@ -232,6 +244,7 @@ def erase(
         progress,
         steps=plan.steps,
         augmented=plan.augmented,
+        optimiser=plan.optimiser,
         checkpoint=checkpoint,
         resume=resume,
     )

@@ -46,6 +46,12 @@ def test_the_last_stage_and_what_runs_behind_it(name, shape, expected):
     assert upper_layers(create_model(name, 10, shape).eval(), torch.randn(2, *shape)) == expected
 
 
+def test_several_last_stages_of_which_the_first_stays():
+    network, x = create_model("resnet", 10, SMALL).eval(), torch.randn(2, *SMALL)
+    assert upper_layers(network, x, 2) == ("blocks.1", "blocks.2", "fc")
+    assert upper_layers(network, x, 9) == upper_layers(network, x, 3) == ("blocks", "fc")
+
+
 def test_a_network_without_stages_needs_names():
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     with pytest.raises(ModelError, match="no stages.*reset"):
@@ -70,7 +76,12 @@ def test_the_defaults_follow_from_the_base_s_training():
     assert default_erasing(with_norms, TRAINING).lr == pytest.approx(TRAINING.lr * 10 / 3)
     assert default_erasing(without, TRAINING).lr == pytest.approx(TRAINING.lr * 1.5)
     assert default_erasing(without, TRAINING).batch_size == TRAINING.batch_size // 2
-    assert [default_erasing(network, TRAINING).augmented for network in (with_norms, without)] == [0.85, 1.0]
+    chosen = [default_erasing(network, TRAINING) for network in (with_norms, without)]
+    assert [config.augmented for config in chosen] == [0.85, 1.0]
+    assert [config.blocks for config in chosen] == [1, 2]
+    assert {config.optimiser for config in chosen} == {"muon"}
+    plan = plan_erasure(without, digits(), (3,), TRAINING, replace(chosen[1], budget=1.0))
+    assert plan.reset == ("blocks.2", "blocks.3", "norm", "head") and len(without.blocks) == 4
 
 
 def test_the_budget_is_a_share_of_the_images_that_the_base_saw():
@@ -94,9 +105,18 @@ def test_what_cannot_be_erased_is_said_before_the_long_part():
         plan_erasure(network, data, (3,), TRAINING, EraseConfig(budget=1e-3))
     with pytest.raises(ModelError, match="no layer 'top'"):
         plan_erasure(network, data, (3,), TRAINING, EraseConfig(budget=0.9, batch_size=8, reset=("top",)))
-    for changes in ({"budget": 0.0}, {"budget": 1.5}, {"lr": 0.0}, {"batch_size": 1}, {"augmented": 1.1}):
+    for changes in (
+        {"budget": 0.0},
+        {"budget": 1.5},
+        {"lr": 0.0},
+        {"batch_size": 1},
+        {"augmented": 1.1},
+        {"blocks": 0},
+    ):
         with pytest.raises(RunError, match=next(iter(changes))):
             EraseConfig(**changes)
+    with pytest.raises(RunError, match="optimiser is 'sgd'; it must be one of adamw, muon"):
+        EraseConfig(optimiser="sgd")
 
 
 CONFIG = EraseConfig(budget=0.5, batch_size=16)
