@@ -146,6 +146,7 @@ ON_HOST = $(KERNEL_TESTS) tests/ops/test_eager_on_gpu.py -k "not gradcheck and n
 EXAMPLES := build/examples
 examples: $(EXAMPLES)/.stamp
 	OMP_NUM_THREADS=1 $(EXAMPLES)/bin/python -m pytest -rs tests/examples
+	OMP_NUM_THREADS=1 $(EXAMPLES)/bin/python -m pytest -rs tests/runs/test_coverage.py -k hugging_face_models
 
 $(EXAMPLES)/.stamp: requirements/examples.txt $(DEVELOP) $(INSTALLED)
 	$(VENV)/bin/python -m venv --clear $(@D)

@@ -27,7 +27,7 @@ def coverage(
     model: Annotated[list[str] | None, typer.Option(help="Only this model. Repeatable.")] = None,
     kept: Annotated[Path, typer.Option(help="Where finished models are kept.")] = RUNS / "coverage",
     largest: Annotated[float, typer.Option(help="Millions of weights above which a model is not tried.")] = 100,
-    memory: Annotated[float, typer.Option(help="GiB that the process of one model may hold.")] = 6,
+    memory: Annotated[float, typer.Option(help="GiB that the process of one model may hold.")] = 10,
     timeout: Annotated[float, typer.Option(help="Seconds that one model may take.")] = 600,
 ) -> None:
     """Gate, verify, train and bake the smallest model of every timm module, every torchvision classifier and Hugging

@@ -22,7 +22,7 @@ from memmod.files.parts import Parts
 from memmod.runs.coverage_models import CLASSES, KINDS, SIDES, Candidate, build, candidates
 
 # What a checked model's process may hold of memory of its own, in GiB.
-MEMORY = 6.0
+MEMORY = 10.0
 # Seconds that one model may take.
 TIMEOUT = 600.0
 # Models with more weights are listed, but not tried, in millions.

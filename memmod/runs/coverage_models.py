@@ -48,6 +48,8 @@ _EMBEDDINGS = {
     "SiglipVisionModel": "pooler_output",
     "ViTModel": "pooler_output",
 }
+# Classifiers of transformers whose logits have another name.
+_LOGITS = {"PPLCNetForImageClassification": "last_hidden_state"}
 # A language model with a vision tower; a wrapper around timm's models, which are tried themselves.
 _LEFT_OUT = ("shieldgemma2", "timm_wrapper")
 
@@ -73,7 +75,7 @@ class Candidate:
     @property
     def config(self) -> ModulateConfig:
         """How it is modulated."""
-        return ModulateConfig() if self.output is None else ModulateConfig(output=self.output)
+        return ModulateConfig(output=self.output, logits=_LOGITS.get(self.name))
 
 
 def candidates(kinds: tuple[str, ...] = KINDS) -> list[Candidate]:
@@ -190,6 +192,9 @@ def _build_transformers(candidate: Candidate, side: int | None) -> tuple[nn.Modu
             part.num_hidden_layers = 2
         if side is not None and hasattr(part, "image_size"):
             part.image_size = side
+    if hasattr(config, "num_cross_attention_heads"):
+        # Perceiver's channels depend on its preprocessor: 261 or 322 have no eighth.
+        config.num_cross_attention_heads = 1
     model = cls(config)
     vision = getattr(config, "vision_config", config)
     size = getattr(vision, "image_size", None) or 224

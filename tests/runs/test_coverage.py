@@ -20,6 +20,8 @@ from memmod.errors import ModelError, RunError
 from memmod.runs.coverage import CoverageStep, Tried, as_markdown, run_coverage
 from memmod.runs.coverage_check import CheckFailed, check_model
 from memmod.runs.coverage_models import CLASSES, SIDES, Candidate, build, candidates, has_transformers
+from memmod.surgery.config import ModulateConfig
+from memmod.surgery.example import Example
 
 X = torch.randn(3, 4, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -40,6 +42,34 @@ def test_what_is_found_of_a_model() -> None:
     assert (check.layers, check.reasons) == (1, {"Conv1d is not supported": 1})
     assert check.gated_share == 288 / (288 + 256)
     assert 0 < check.verify_seconds < check.seconds
+
+
+def test_weights_that_leave_nothing_of_the_samples_are_drawn_anew() -> None:
+    def scaled(factor: float) -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(32, 8), nn.Linear(8, 5))
+        with torch.no_grad():
+            net[0].weight.mul_(factor)
+        return net
+
+    assert check_model(scaled(1e-12), X).layers == 3
+    # Small weights are the model's own as long as the samples can be told apart.
+    example = Example.of(X)
+    kept, drawn = (coverage_check._drawn(scaled(factor), example) for factor in (1e-3, 1e-12))
+    assert kept[0].weight.std() < 1e-3 and drawn[0].weight.std() > 0.1
+
+
+def test_normalised_embeddings_have_a_step() -> None:
+    class Embeds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.out = nn.Conv2d(4, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"embeds": nn.functional.normalize(self.out(self.conv(x).relu().mean((2, 3))))}
+
+    assert check_model(Embeds(), X, 4, ModulateConfig(output="embeds")).layers == 2
 
 
 class Deaf(ModulatedLinear):
@@ -141,8 +171,15 @@ def test_small_models_pass(name: str) -> None:
     assert check.gated_share > 0.6 and (check.gated_share == 1.0 or check.reasons)
 
 
+HUGGING_FACE = (
+    *("ViTForImageClassification", "MobileNetV1ForImageClassification", "PPLCNetForImageClassification"),
+    *("PerceiverForImageClassificationFourier", "CLIPModel", "CLIPVisionModelWithProjection", "SiglipModel"),
+)
+
+
+# `make examples` has transformers.
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["ViTForImageClassification", "CLIPModel", "CLIPVisionModelWithProjection"])
+@pytest.mark.parametrize("name", HUGGING_FACE)
 def test_hugging_face_models_pass(name: str) -> None:
     pytest.importorskip("transformers")
     candidate = next(c for c in candidates(("hf",)) if c.name == name)
