@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = (
     ("errors",),
     ("compiled", "outputs", "selection", "class_names", "distributed"),
-    ("files", "run_state", "layer_groups"),
+    ("files", "run_state", "layer_groups", "muon"),
     ("memory_file",),
     ("ops",),
     ("kernels",),
