@@ -41,7 +41,7 @@ def erase(
     budget: Annotated[float, typer.Option(help="Images to train on, as a share of the base's training.")] = 0.2,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate.", show_default="fits the base's")] = None,
     optimiser: Annotated[
-        str | None, typer.Option(help="Muon for hidden weights, or adamw for all.", show_default="muon")
+        str | None, typer.Option(help="muon (for hidden weights) or adamw.", show_default="muon")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, show_default="half the base's")] = None,
     reset: Annotated[
