@@ -20,8 +20,8 @@ class Muon(torch.optim.Optimizer):
     (arXiv 2502.16982, section 2.2).
 
     `torch.optim.Muon` takes weights of two dimensions alone, and iterates in bfloat16, which processors without such
-    units emulate: with AVX2 a step of the zoo's ViT took 3.2 times its forward and backward. Here the weights' own type
-    is used.
+    units emulate: with oneDNN held to AVX2 its step took 3.2 times the forward and backward of the zoo's ViT, 64
+    images. In the weights' own type, as here, it takes 0.17 of them.
 
     Args:
         params: weights ``[out, ...]`` of two dimensions or more, each a matrix ``[out, all the rest]``.

@@ -18,7 +18,7 @@ from memmod.errors import RunError
 
 # A process may read a data set, or save, for long while others wait. One that ends is noticed at once all the same.
 PATIENCE = datetime.timedelta(hours=6)
-# What a thread of gloo needs after the last collective is microseconds, once it is given a processor.
+# A thread of gloo needs a moment of a processor after the last collective, and nothing tells when it has had it.
 SETTLING_SECONDS = 0.2
 
 
