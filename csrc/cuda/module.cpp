@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
@@ -110,6 +111,36 @@ void linear_small_op(
       place.stream());
 }
 
+bool has_linear_fused_op(Tensor x) {
+#ifdef MEMMOD_HOST
+  return has_linear_fused(0);
+#else
+  const Place place(x);
+  return has_linear_fused(x.get_device_index());
+#endif
+}
+
+// x [.., inputs] and y [.., units], contiguous, as many rows of each
+void linear_fused_op(
+    Tensor x, Tensor weight, Optional bias, Tensor y, Tensor memory, Tensor index, int64_t gate, bool gate_bias,
+    bool relu, int64_t columns) {
+  const int64_t units = weight.size(0), inputs = weight.numel() / units, rows = y.numel() / units;
+  STD_TORCH_CHECK(
+      inputs % 8 == 0 && units % 8 == 0 && rows / index.size(0) >= FUSED_ROWS, "linear_fused takes multiples of 8 and ",
+      FUSED_ROWS, " rows of a sample or more, not ", rows / index.size(0), " rows of ", inputs, " inputs for ", units,
+      " units");
+  const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  STD_TORCH_CHECK(
+      aligned(x.const_data_ptr()) && aligned(weight.const_data_ptr()), "linear_fused reads multiples of 16 bytes");
+  const Place place(x);
+  linear_fused(
+      type_of(x),
+      {x.const_data_ptr(), weight.const_data_ptr(), read(bias), y.mutable_data_ptr(), selection(memory, index, gate),
+       static_cast<int>(units), static_cast<int>(inputs), static_cast<int>(rows),
+       static_cast<int>(rows / index.size(0)), gate_bias, relu, static_cast<int>(columns)},
+      place.stream());
+}
+
 // x, weight, y and saved as [.., height, width, channels]; geometry: strides, paddings, dilations
 void conv2d_op(
     Tensor x, Tensor weight, Optional bias, Tensor y, Optional saved, Optional memory, Tensor index, int64_t gate,
@@ -148,6 +179,10 @@ STABLE_TORCH_LIBRARY(memmod_cuda, m) {
   m.def(
       "linear_small(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, "
       "Tensor? input_memory, Tensor index, int gate, bool gate_bias, bool save_ungated) -> ()");
+  m.def("has_linear_fused(Tensor x) -> bool");
+  m.def(
+      "linear_fused(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor memory, Tensor index, int gate, "
+      "bool gate_bias, bool relu, int columns) -> ()");
   m.def(
       "conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, Tensor index, "
       "int gate, bool gate_bias, bool save_ungated, bool relu, bool transposed, bool tf32, int[] geometry) -> ()");
@@ -161,6 +196,8 @@ STABLE_TORCH_LIBRARY_IMPL(memmod_cuda, CUDA, m) {
   m.impl("modulate", TORCH_BOX(&modulate_op));
   m.impl("class_sums", TORCH_BOX(&class_sums_op));
   m.impl("linear_small", TORCH_BOX(&linear_small_op));
+  m.impl("has_linear_fused", TORCH_BOX(&has_linear_fused_op));
+  m.impl("linear_fused", TORCH_BOX(&linear_fused_op));
   m.impl("conv2d", TORCH_BOX(&conv2d_op));
 }
 

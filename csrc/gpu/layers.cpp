@@ -4,6 +4,9 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -20,6 +23,7 @@ using Optional = std::optional<at::Tensor>;
 // As in memmod/ops/backends: cuda/primitives.py, cuda/policy.py and gpu/output.py say why.
 constexpr int64_t kRowChunk = 64, kLineChunk = 4096;
 constexpr int64_t kSmallRows = 16, kSummedFrom = 8;
+constexpr int64_t kFusedRows = 43, kFusedFrom = 256, kFusedMost = (int64_t{1} << 31) - 1024;
 
 // A memory and what each sample selects of it.
 struct Gates {
@@ -65,6 +69,41 @@ void linear_small_kernel(
       x.contiguous(), weight.contiguous(), contiguous(bias), y, saved, contiguous(modulation.memory),
       contiguous(modulation.input_memory), modulation.index.contiguous(), static_cast<int64_t>(modulation.gate),
       modulation.gate_bias, save_ungated);
+}
+
+bool has_linear_fused(const at::Tensor& x) {
+  using Has = bool(const at::Tensor&);
+  static const auto has =
+      c10::Dispatcher::singleton().findSchemaOrThrow("memmod_cuda::has_linear_fused", "").typed<Has>();
+  return has.call(x);
+}
+
+// Whether the kernel with the gates in its epilogue takes a product of so many rows with this weight.
+bool takes_fused(
+    const at::Tensor& x, const at::Tensor& weight, int64_t rows, const Modulation& modulation, bool keep_gated) {
+  const int64_t units = weight.size(0), inputs = weight.size(1);
+  return !keep_gated && modulation.memory.has_value() && !modulation.input_memory.has_value() &&
+         x.scalar_type() != at::kFloat && inputs % 8 == 0 && units % 8 == 0 && rows >= kFusedFrom &&
+         rows / modulation.index.size(0) >= kFusedRows && std::max({rows, units, inputs}) <= kFusedMost &&
+         has_linear_fused(x);
+}
+
+// y [.., O] of any shape in the order of [rows, O] = gates of x [.., I], contiguous, times weight [O, I, ..].
+void linear_fused_kernel(
+    const at::Tensor& x, const at::Tensor& given_weight, const Optional& bias, const at::Tensor& y,
+    const Modulation& modulation) {
+  using Kernel = void(
+      const at::Tensor&, const at::Tensor&, const Optional&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
+      int64_t, bool, bool, int64_t);
+  static const auto kernel =
+      c10::Dispatcher::singleton().findSchemaOrThrow("memmod_cuda::linear_fused", "").typed<Kernel>();
+  const auto aligned = [](const at::Tensor& t) {
+    return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : t.clone();
+  };
+  kernel.call(
+      aligned(x), aligned(given_weight.contiguous()), bias.has_value() ? Optional(bias->contiguous()) : bias, y,
+      modulation.memory->contiguous(), modulation.index.contiguous(), static_cast<int64_t>(modulation.gate),
+      modulation.gate_bias, false, 0);
 }
 
 // dα [C, K] from each sample's terms a ⊙ b (a alone without b).
@@ -239,6 +278,13 @@ Gradients backward(
   return gradients;
 }
 
+// Whether a convolution is a product of each pixel.
+bool pointwise(const at::Tensor& weight, const ConvOptions& options) {
+  const std::array<int64_t, 2> ones{1, 1}, zeros{0, 0};
+  return weight.size(2) == 1 && weight.size(3) == 1 && options.groups == 1 && options.stride == ones &&
+         options.padding == zeros;
+}
+
 // As the library's convolutions choose.
 at::MemoryFormat format_of(const at::Tensor& a, const at::Tensor& b) {
   const auto last = at::MemoryFormat::ChannelsLast;
@@ -260,6 +306,11 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
     const Optional saved = keep_gated ? Optional(at::empty_like(y)) : Optional();
     linear_small_kernel(x, weight, bias, y, saved, modulation, modulation.gate == Gate::kIdentity);
     return {y, saved.value_or(at::Tensor())};
+  }
+  if (takes_fused(x, weight, rows, modulation, keep_gated)) {
+    const at::Tensor y = at::empty(shape, x.options());
+    linear_fused_kernel(x.contiguous(), weight, bias, y, modulation);
+    return {y, at::Tensor()};
   }
   const auto [y, saved] = by_library(
       [](const at::Tensor& x, const at::Tensor& weight, const Optional& bias) { return at::linear(x, weight, bias); },
@@ -289,6 +340,12 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
   const c10::OptionalDeviceGuard device(x.device());
   keep_gated = keep_gated && modulation.memory.has_value();
   const at::MemoryFormat format = format_of(x, weight);
+  if (pointwise(weight, options) && format == at::MemoryFormat::ChannelsLast &&
+      takes_fused(x, weight, x.size(0) * x.size(2) * x.size(3), modulation, keep_gated)) {
+    const at::Tensor y = at::empty({x.size(0), weight.size(0), x.size(2), x.size(3)}, x.options(), format);
+    linear_fused_kernel(x.contiguous(format), weight.flatten(1), bias, y, modulation);
+    return {y, at::Tensor()};
+  }
   const auto layer = [&](const at::Tensor& x, const at::Tensor& weight, const Optional& bias) {
     return at::conv2d(x, weight, bias, options.stride, options.padding, options.dilation, options.groups)
         .contiguous(format);

@@ -43,7 +43,9 @@ def _linear(serve: Serve, *args: Any) -> Tensor | None:
     call = LinearCall(*args[:9])
     if _left_to_the_op("modulated_linear", call):
         return None
-    # The function takes that kernel wherever it can.
+    # The function takes its own kernels wherever it can.
+    if policy.many_rows(call, None):
+        return serve(*args) if gpu_policy.forced() is None else None
     if x.numel() <= policy.SMALL_ROWS * weight.shape[1] and not policy.few_rows(call):
         return None
     return serve(*args)
@@ -55,7 +57,11 @@ def _conv2d(serve: Serve, *args: Any) -> Tensor | None:
         return None
     # A ReLU (args[9]) is no part of the op.
     call = ConvCall(*args[:9], *args[10:])
-    if _left_to_the_op("modulated_conv2d", call) or not policy.by_library(call):
+    if _left_to_the_op("modulated_conv2d", call):
+        return None
+    if policy.pointwise(call, None):
+        return serve(*args) if gpu_policy.forced() is None else None
+    if not policy.by_library(call):
         return None
     return serve(*args)
 

@@ -341,8 +341,10 @@ def test_architectures_that_the_kernels_do_not_serve_are_no_cuda(script, toolkit
 
 
 def test_gencode_options(script):
-    assert script.gencode(["8.0", "12.0+PTX"]) == [
+    assert script.gencode(["8.0", "9.0+PTX", "12.0+PTX"]) == [
         "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_90,code=compute_90",
         "-gencode=arch=compute_120,code=sm_120",
         "-gencode=arch=compute_120,code=compute_120",
     ]

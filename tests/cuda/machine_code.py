@@ -78,7 +78,9 @@ def nvcc(source: Path, *options: str) -> tuple[str, Path]:
 
 def facts(source: Path, arch: int) -> list[Facts]:
     """Every kernel of a file."""
-    log, cubin = nvcc(source, "-Xptxas", "-v", f"-arch=sm_{arch}", "-cubin")
+    # As setup.py compiles them.
+    code_of = "90a" if arch == 90 else str(arch)
+    log, cubin = nvcc(source, "-Xptxas", "-v", f"-gencode=arch=compute_{code_of},code=sm_{code_of}", "-cubin")
     command = [TOOLS / "cuobjdump", "-sass", cubin]
     listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     code: dict[str, list[str]] = {}
@@ -87,7 +89,7 @@ def facts(source: Path, arch: int) -> list[Facts]:
             body = code.setdefault(function[1], [])
         elif instruction := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", line):
             body.append(instruction[1])
-    assert code and all("EXIT" in body for body in code.values()), "the disassembly has another form"
+    assert code and all({"EXIT", "BPT.TRAP"} & {*body} for body in code.values()), "the disassembly has another form"
     found = []
     for part in log.split("Compiling entry function '")[1:]:
         symbol = part.partition("'")[0]
@@ -121,6 +123,10 @@ def problems(kernel: Facts) -> list[str]:
         wrong.append(f"{count} atomics on global memory")
     if name == "conv2d_kernel" and not kernel.count("HMMA"):
         wrong.append("no tensor-core instruction")
+    # For another architecture it is a trap.
+    if name == "linear_fused_kernel" and not kernel.count("BPT"):
+        needed = (rf"HGMMA\.64x{arguments[-1]}x16", "UTMALDG", "UTMASTG", "USETMAXREG")
+        wrong += [f"no {instruction}" for instruction in needed if not kernel.count(instruction)]
     vectors = arguments[-1] not in ("", "1")
     wide = {
         "conv2d_kernel": ("LDGSTS",) if arguments[2:3] == ["true"] else (),
@@ -162,9 +168,26 @@ def section(found: dict[int, Sequence[Facts]]) -> str:
         if kind == "conv2d_kernel":
             n = _constants("conv2d.cu")
             dynamic = n["STAGES"] * (n["BM"] + n["BN"]) * n["CHUNKS"] * n["CHUNK"]
-        cells = [f"{kernel.registers}" + (f", {n} HMMA" if (n := kernel.count("HMMA")) else "") for kernel in same]
+        if kind == "linear_fused_kernel":
+            dynamic = _fused_bytes(int(name.rstrip(">").rpartition(" ")[2]))
+        cells = [f"{kernel.registers}" + _products(kernel) for kernel in same]
         lines.append(f"| `{name}` | {(shared + dynamic) / 1024:.1f} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _products(kernel: Facts) -> str:
+    return "".join(f", {n} {name}" for name in ("HMMA", "HGMMA") if (n := kernel.count(name)))
+
+
+def _fused_bytes(columns: int) -> int:
+    """Shared memory of linear_fused.cu's blocks without their barriers: tiles of x, the weight and y, and gates."""
+    n = _constants("linear_fused.cu")
+    samples = (n["TILE_M"] - 2) // _constants("include/kernels.h")["FUSED_ROWS"] + 2
+    return (
+        n[f"STAGES_{columns}"] * (n["TILE_M"] + columns) * n["STEP"] * 2
+        + n["TILE_M"] * columns * 2
+        + 2 * samples * columns * 8
+    )
 
 
 @functools.cache

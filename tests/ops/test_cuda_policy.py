@@ -145,3 +145,43 @@ def test_sizes_that_the_kernels_count_to(monkeypatch, shape, dim, reason):
 )
 def test_gpus_that_the_extension_was_compiled_for(capability, architectures, runs):
     assert cuda_kernels.compiled_for(capability, architectures) == runs
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """A GPU that has linear_fused.cu's instructions."""
+    monkeypatch.setattr(cuda_paths, "has_linear_fused", lambda device: True)
+
+
+def many(dtype=torch.bfloat16, pattern="mixed", shape=(8, 64, 256, 64), **changes) -> bool:
+    problem = Case("modulated_linear", shape, pattern, dtype=dtype).draw().replace(**changes)
+    return cuda_paths.many_rows(problem.call, None)
+
+
+def test_products_of_many_rows_in_16_bits(hopper):
+    assert many() and many(torch.float16) and many(pattern="sets") and many(pattern="whole batch")
+    assert not many(torch.float32)
+    # Fewer than 43 rows of a sample, than 256 rows; inputs or units that are no multiple of 8.
+    assert many(shape=(8, 43, 256, 64)) and not many(shape=(8, 42, 256, 64))
+    assert not many(shape=(4, 63, 256, 64)) and many(shape=(4, 64, 256, 64))
+    assert not many(shape=(8, 64, 252, 64)) and not many(shape=(8, 64, 256, 60))
+
+
+def test_what_that_product_does_not_do(hopper, path):
+    case = Case("modulated_linear", (8, 64, 256, 64), dtype=torch.bfloat16, granularity="unit+input")
+    assert not cuda_paths.many_rows(case.draw().call, None)
+    kept = Case("modulated_linear", (8, 64, 256, 64), dtype=torch.bfloat16, keep_gated=True)
+    assert not cuda_paths.many_rows(kept.draw().call, None)
+    call = Case("modulated_linear", (2, 64, 256, 64), dtype=torch.bfloat16).draw().call
+    assert [cuda_paths.many_rows(call, forced) for forced in (None, "fused", "unfused", "fold")] == [0, 1, 0, 0]
+
+
+def test_convolutions_that_are_products_of_each_pixel(hopper):
+    def taken(shape, **options) -> bool:
+        return cuda_paths.pointwise(Case("modulated_conv2d", shape, dtype=torch.bfloat16, **options).draw().call, None)
+
+    assert taken((8, 64, 8, 8, 32, 1), **LAST) and taken((8, 64, 7, 7, 32, 1), **LAST)
+    assert not taken((8, 64, 8, 8, 32, 1))
+    assert not taken((8, 64, 8, 8, 32, 3), **LAST)
+    for options in ((("stride", (2, 2)),), (("padding", (1, 1)),), (("groups", 8),)):
+        assert not taken((8, 64, 16, 16, 32, 1), options=options, **LAST)

@@ -73,6 +73,22 @@ struct LinearSmall {
 };
 void linear_small(Type type, const LinearSmall& call, cudaStream_t stream);
 
+// As linear_small without gates of the inputs, for 16 bits and many rows: samples of at least FUSED_ROWS rows, inputs
+// and units multiples of 8, x, weight and y at multiples of 16 bytes. relu: a ReLU behind all.
+constexpr int FUSED_ROWS = 43;
+struct LinearFused {
+  const void *x, *weight, *bias;
+  void* y;
+  Selection out;
+  int units, inputs, rows, rows_per_sample;
+  bool gate_bias, relu;
+  // Of a tile of y: 128, 192 or 256, or 0 for the choice by shape.
+  int columns;
+};
+void linear_fused(Type type, const LinearFused& call, cudaStream_t stream);
+// Whether a device has its instructions, and the extension its code.
+bool has_linear_fused(int device);
+
 // A convolution of x [images, height, width, inputs] by weight [units, kernel_h, kernel_w, inputs] into y [images,
 // out_height, out_width, units], gated as above, with an optional ReLU behind all; image i belongs to sample i /
 // images_per_sample. transposed: x is the gradient of a convolution with these options, y that of its input.

@@ -12,23 +12,27 @@ from torch import Tensor
 
 from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.gpu_policy import Path
-from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall
+from memmod.ops.calls import ConvCall, ConvGradCall, LayerCall, LinearCall
 from memmod.ops.layout import conv_memory_format, conv_output_size
 
 # Rows that csrc/cuda/include/kernels.h serves in one reading of the weight.
 SMALL_ROWS = 16
+# csrc/cuda/include/kernels.h: of a sample, what the product with gates in its epilogue needs.
+FUSED_ROWS = 43
+# Rows in all from which it is taken, and the most that it counts.
+FUSED_FROM, FUSED_MOST = 256, 2**31 - 1024
 # By op, when the calls are taken, with the reason.
 TABLE: dict[str, tuple[str, str]] = {
     "modulate_output": ("always", "as many bytes as Triton's tail, and launched from C++ instead of Python"),
     "modulate_output_backward": ("always", "as many bytes as Triton's tail, and launched from C++ instead of Python"),
     "modulated_linear": (
-        "up to 16 rows, and where Triton would not fuse the gates",
-        "few rows read the weight once, in a kernel of their own; else the library's product and the tail",
+        "up to 16 rows, many in 16 bits on sm_90, and where Triton would not fuse the gates",
+        "kernels of their own for few rows, and with sm_90's instructions; else the library's product and the tail",
     ),
     "modulated_linear_backward": ("always", "the tail that sums the memory's gradient writes the product's operand"),
     "modulated_conv2d": (
-        "where Triton would not fuse the gates, and in channels_last without groups on sm_8x and sm_12x",
-        "mma.sync is those GPUs' fastest instruction; sm_90 and sm_100 have others, which the library uses",
+        "where Triton would not fuse the gates, in channels_last without groups on sm_8x and sm_12x, 1x1 on sm_90",
+        "mma.sync is the fastest instruction of sm_8x and sm_12x; sm_90's are used for what is a plain product",
     ),
     "modulated_conv2d_backward": ("always", "the tail that sums the memory's gradient writes the product's operand"),
 }
@@ -48,6 +52,35 @@ def few_rows(call: LinearCall) -> bool:
     return gpu_policy.forced() != "unfused" and 0 < rows <= SMALL_ROWS and call.weight.shape[0] > 0
 
 
+def many_rows(call: LinearCall, forced: Path | None) -> bool:
+    """Whether the product with gates in its epilogue serves the call, where this path is forced or none."""
+    return _fused(call, math.prod(call.x.shape[:-1]), forced)
+
+
+def pointwise(call: ConvCall, forced: Path | None) -> bool:
+    """As `many_rows` for a convolution, a product of each pixel."""
+    geometry = (*call.weight.shape[2:], *call.stride, call.groups, *call.padding)
+    plain = geometry == (1, 1, 1, 1, 1, 0, 0) and _channels_last(call)
+    return plain and _fused(call, call.x.numel() // max(1, call.x.shape[1]), forced)
+
+
+def _fused(call: LayerCall, rows: int, forced: Path | None) -> bool:
+    units, inputs = call.weight.shape[:2]
+    if call.memory is None or call.input_memory is not None or call.keep_gated or call.x.dtype.itemsize != 2:
+        return False
+    if min(units, inputs, rows) == 0 or units % 8 or inputs % 8 or rows // call.index.shape[0] < FUSED_ROWS:
+        return False
+    if max(units, inputs, rows) > FUSED_MOST or forced not in (None, "fused"):
+        return False
+    return (forced == "fused" or rows >= FUSED_FROM) and has_linear_fused(call.x.device)
+
+
+@functools.cache
+def has_linear_fused(device: torch.device) -> bool:
+    """Whether a GPU has that product's instructions, and the extension its code."""
+    return device.type == "cuda" and torch.ops.memmod_cuda.has_linear_fused.default(torch.empty(0, device=device))
+
+
 def by_library(call: ConvCall) -> bool:
     """Whether a convolution that this backend takes is the library's."""
     return conv2d_path(call, _channels_last(call), False) != "fused"
@@ -56,6 +89,8 @@ def by_library(call: ConvCall) -> bool:
 def conv2d_path(call: ConvCall, channels_last: bool, whole_batch: bool) -> Path:
     """The kernel of csrc/cuda where it pays, or is forced; else the library's convolution."""
     pixels, forced = _pixels(call), gpu_policy.forced()
+    if pointwise(call, forced):
+        return "fused"
     served = call.groups == 1 and channels_last and min(call.weight.numel(), pixels) > 0
     own = _is_best(call.x, call.weight, pixels) if forced is None else forced == "fused"
     if served and own and not (whole_batch and forced is None):
@@ -77,11 +112,13 @@ def conv2d_dx_is_own(call: ConvGradCall, channels_last: bool) -> bool:
 def _linear(call: LinearCall) -> bool:
     units, inputs = call.weight.shape
     outputs = call.x.numel() // max(1, inputs) * units
-    return few_rows(call) or gpu_policy.linear_path(call.x.device, inputs, outputs, call.index.shape[0] == 1) != "fused"
+    if few_rows(call) or many_rows(call, gpu_policy.forced()):
+        return True
+    return gpu_policy.linear_path(call.x.device, inputs, outputs, call.index.shape[0] == 1) != "fused"
 
 
 def _conv2d(call: ConvCall) -> bool:
-    if call.groups > 1 or not _channels_last(call):
+    if call.groups > 1 or not _channels_last(call) or pointwise(call, gpu_policy.forced()):
         return True
     units, inputs, *kernel = call.weight.shape
     whole_batch, pixels = call.index.shape[0] == 1, _pixels(call)

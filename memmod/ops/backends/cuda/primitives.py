@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.cuda import policy
 from memmod.ops.backends.gpu.output import modulate
 from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives, contiguous
 from memmod.ops.backends.gpu_policy import Path
-from memmod.ops.calls import ConvCall, ConvGradCall, LinearCall, LinearGradCall
+from memmod.ops.calls import ConvCall, ConvGradCall, LayerCall, LinearCall, LinearGradCall
 from memmod.ops.layout import Channels, empty_channels_last
 
 GATES = {"sigmoid": 0, "identity": 1, "hard": 2}
@@ -52,12 +53,16 @@ class CudaPrimitives(Primitives):
         return dmemory
 
     def linear_path(self, call: LinearCall, whole_batch: bool) -> Path:
-        return "fused" if policy.few_rows(call) else "fold" if whole_batch else "unfused"
+        own = policy.few_rows(call) or policy.many_rows(call, gpu_policy.forced())
+        return "fused" if own else "fold" if whole_batch else "unfused"
 
     def linear(
         self, call: LinearCall, s_in: Gates | None, s_out: Gates | None, keep: Keep | None
     ) -> tuple[Tensor, Tensor | None]:
         y = call.x.new_empty(*call.x.shape[:-1], call.weight.shape[0])
+        if not policy.few_rows(call):
+            gated_product(call.x.contiguous(), call, y)
+            return y, None
         saved = None if keep is None else torch.empty_like(y)
         torch.ops.memmod_cuda.linear_small.default(
             call.x.contiguous(),
@@ -83,6 +88,10 @@ class CudaPrimitives(Primitives):
     def conv2d(
         self, call: ConvCall, size: Sequence[int], s_in: Gates | None, s_out: Gates | None, keep: Keep | None
     ) -> tuple[Tensor, Tensor | None]:
+        if policy.pointwise(call, gpu_policy.forced()):
+            y = empty_channels_last(call.x, call.weight.shape[0], size)
+            gated_product(call.x, call, y)
+            return y, None
         x = call.x if s_in is None else modulate(self, call.x, s_in, 1)
         y = empty_channels_last(x, call.weight.shape[0], size)
         saved = None if keep is None else torch.empty_like(y)
@@ -113,6 +122,18 @@ class CudaPrimitives(Primitives):
 
 
 CUDA = CudaPrimitives()
+
+
+def gated_product(x: Tensor, call: LayerCall, y: Tensor, columns: int = 0) -> None:
+    """The kernel with gates in its epilogue; x and y in the order of ``[rows, I]`` and ``[rows, O]``.
+
+    columns: of a tile of y, 128, 192 or 256; 0 leaves the choice to the kernel.
+    """
+    weight = call.weight.flatten(1).contiguous()
+    x, weight = (t if t.data_ptr() % 16 == 0 else t.clone() for t in (x, weight))
+    options = (GATES[call.gate], call.gate_bias, False, columns)
+    memory, index = call.memory.contiguous(), call.index.contiguous()
+    torch.ops.memmod_cuda.linear_fused.default(x, weight, contiguous(call.bias), y, memory, index, *options)
 
 
 def convolve(
