@@ -55,8 +55,9 @@ def modulated_linear(
         gate: "sigmoid" (s = σ(α)), "identity" (s = α) or "hard" (s = α > 0, no gradient for the memory).
         gate_bias: False leaves b outside of the gate.
         keep: "gated" keeps the gated product for the backward instead of y, for a y that is changed in place.
-        activation: "relu" puts a ReLU behind the bias. On the CPU it is part of the kernel, and the backward keeps its
-            output alone: where that is 0 no gradient passes, elsewhere it is the gated product.
+        activation: "relu" puts a ReLU behind the bias. In eager calls it is part of the kernel that gates, on a GPU and
+            on the CPU, and the backward keeps its output alone: where that is 0 no gradient passes, elsewhere it is
+            the gated product.
 
     Raises:
         SelectionError: an index of a wrong dtype, shape, device or range, rows that are not a multiple of B, a memory

@@ -14,6 +14,20 @@ constexpr int UNROLL = 4;
 // Threads of a block across the channels at most, and, without sums, blocks that share the rows.
 constexpr int COLUMNS = 128, BLOCKS = 1024;
 
+// What one number of x gives.
+struct Result {
+  float y, term;
+};
+
+// With `other`, a ReLU is the one whose result that is: where it let nothing pass, x counts as 0, whatever it is. NaN
+// passes, as in torch's.
+template <bool OTHER>
+__device__ __forceinline__ Result pass(float x, float other, float gate, float shift, bool relu) {
+  const float value = OTHER && relu && other <= 0.0f ? 0.0f : x;
+  const float gated = value * gate, y = gated + shift;
+  return {!OTHER && relu && y <= 0.0f ? 0.0f : y, OTHER ? value * other : gated};
+}
+
 // Channels last: a block takes `chunk` rows of a group of them, blockDim.x x V channels of each, blockDim.y rows at a
 // time. Without sums all rows are one group; with them a group is a sample, and its sums start at the sample's first
 // row.
@@ -59,12 +73,13 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call
         const unsigned at = row + u * by;
         if (at >= end) break;
         const auto b_x = numbers<T, V>(early_x[u]);
-        Vector<T, V> b_other, b_y;
+        Vector<T, V> b_other{}, b_y;
         if constexpr (OTHER) b_other = numbers<T, V>(early_other[u]);
         for (int v = 0; v < V; ++v) {
-          const float value = static_cast<float>(b_x.at[v]), gated = value * gate[v];
-          sum[v] += OTHER ? value * static_cast<float>(b_other.at[v]) : gated;
-          b_y.at[v] = static_cast<T>(gated + shift[v]);
+          const Result result = pass<OTHER>(
+              static_cast<float>(b_x.at[v]), static_cast<float>(b_other.at[v]), gate[v], shift[v], call.relu);
+          sum[v] += result.term;
+          b_y.at[v] = static_cast<T>(result.y);
         }
         if (y != nullptr) store(y + at * width + k, b_y);
         done = at + by;
@@ -97,6 +112,7 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
   const unsigned row = line / width, k = line % width;
   const auto* x = static_cast<const T*>(call.x);
   const auto* other = static_cast<const T*>(call.other);
+  const bool with_other = other != nullptr;
   auto* y = static_cast<T*>(call.y);
   const float shift = call.bias != nullptr ? static_cast<float>(static_cast<const T*>(call.bias)[k]) : 0.0f;
   const int64_t start = line * call.inner, begin = start + static_cast<int64_t>(blockIdx.y) * call.chunk;
@@ -104,6 +120,13 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
   const int64_t vectors = (begin + V - 1) / V * V;
   const int64_t head = wide && vectors < end ? vectors : end, tail = head + (end - head) / V * V;
   float sum = 0.0f, gate = 0.0f;
+  const auto passed = [&](T x, T other) {
+    const auto a = static_cast<float>(x), b = static_cast<float>(other);
+    const Result result =
+        with_other ? pass<true>(a, b, gate, shift, call.relu) : pass<false>(a, b, gate, shift, call.relu);
+    sum += result.term;
+    return static_cast<T>(result.y);
+  };
   bool first = true;
   int64_t vector = head + lane * V;
   do {
@@ -112,7 +135,7 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
     for (int u = 0; u < UNROLL; ++u) {
       const int64_t i = vector + u * LANES * V;
       if (i < tail) early_x[u] = load_early<V>(x + i);
-      if (i < tail && other != nullptr) early_other[u] = load_early<V>(other + i);
+      if (i < tail && with_other) early_other[u] = load_early<V>(other + i);
     }
     // While these are under way.
     if (first) gate = gate_of(call.selection, row / static_cast<unsigned>(call.rows), k);
@@ -123,11 +146,7 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
       if (i >= tail) break;
       const auto b_x = numbers<T, V>(early_x[u]), b_other = numbers<T, V>(early_other[u]);
       Vector<T, V> b_y;
-      for (int v = 0; v < V; ++v) {
-        const float value = static_cast<float>(b_x.at[v]), gated = value * gate;
-        sum += other != nullptr ? value * static_cast<float>(b_other.at[v]) : gated;
-        b_y.at[v] = static_cast<T>(gated + shift);
-      }
+      for (int v = 0; v < V; ++v) b_y.at[v] = passed(b_x.at[v], b_other.at[v]);
       if (y != nullptr) store(y + i, b_y);
     }
     vector += UNROLL * LANES * V;
@@ -135,9 +154,8 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
   const int64_t before = head - begin, others = before + (end - tail);
   for (int64_t j = lane; j < others; j += LANES) {
     const int64_t i = j < before ? begin + j : tail + (j - before);
-    const float value = static_cast<float>(x[i]), gated = value * gate;
-    sum += other != nullptr ? value * static_cast<float>(other[i]) : gated;
-    if (y != nullptr) y[i] = static_cast<T>(gated + shift);
+    const T result = passed(x[i], with_other ? other[i] : T(0.0f));
+    if (y != nullptr) y[i] = result;
   }
   if (call.sums == nullptr) return;
   for (int lanes = LANES / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);

@@ -43,17 +43,17 @@ OptionalGates gates_of(const Optional& memory, const Modulation& modulation) {
 
 void modulate_kernel(
     const at::Tensor& x, const Optional& other, const Optional& bias, const Optional& y, const Optional& sums,
-    const OptionalGates& gates, at::IntArrayRef sizes) {
+    const OptionalGates& gates, bool relu, at::IntArrayRef sizes) {
   using Kernel = void(
       const at::Tensor&, const Optional&, const Optional&, const Optional&, const Optional&, const Optional&,
-      const Optional&, int64_t, at::IntArrayRef);
+      const Optional&, int64_t, bool, at::IntArrayRef);
   static const auto kernel =
       c10::Dispatcher::singleton().findSchemaOrThrow("memmod_cuda::modulate", "").typed<Kernel>();
   const Optional none;
   kernel.call(
       x, other, bias, y, sums, gates.has_value() ? Optional(gates->memory) : none,
       gates.has_value() ? Optional(gates->index) : none, gates.has_value() ? static_cast<int64_t>(gates->gate) : 0,
-      sizes);
+      relu, sizes);
 }
 
 void linear_small_kernel(
@@ -134,10 +134,11 @@ Channels channels(const at::Tensor& x, int64_t dim) {
   return {rows, x.size(dim), inner, at::MemoryFormat::Contiguous};
 }
 
-// out = s ⊙ x (+ bias), and the sums [B, P, K] of x ⊙ other (of s ⊙ x without other).
+// out = s ⊙ x (+ bias), and the sums [B, P, K] of x ⊙ other (of s ⊙ x without other). relu: behind out, or where other,
+// its result, is not positive x counts as 0.
 Optional one_pass(
     const at::Tensor& x, const Channels& view, const OptionalGates& gates, int64_t samples, const Optional& other,
-    const Optional& bias, const Optional& out, bool with_sums) {
+    const Optional& bias, const Optional& out, bool with_sums, bool relu = false) {
   const int64_t rows = view.rows / samples;
   int64_t chunk, parts;
   if (view.inner > 1) {
@@ -150,17 +151,18 @@ Optional one_pass(
   Optional sums;
   if (with_sums) sums = at::empty({samples, parts, view.width}, x.options().dtype(at::kFloat));
   const std::array<int64_t, 5> sizes{samples, rows, view.width, view.inner, chunk};
-  modulate_kernel(x, other, bias.has_value() ? Optional(bias->contiguous()) : bias, out, sums, gates, sizes);
+  modulate_kernel(x, other, bias.has_value() ? Optional(bias->contiguous()) : bias, out, sums, gates, relu, sizes);
   return sums;
 }
 
-// s ⊙ x (+ bias) along `dim`; `out` may be x itself.
+// s ⊙ x (+ bias) along `dim`, with an optional ReLU behind; `out` may be x itself.
 at::Tensor modulate(
-    const at::Tensor& given, const OptionalGates& gates, int64_t dim, const Optional& bias = {}, Optional out = {}) {
+    const at::Tensor& given, const OptionalGates& gates, int64_t dim, const Optional& bias = {}, Optional out = {},
+    bool relu = false) {
   const Channels view = channels(given, dim);
   const at::Tensor x = given.contiguous(view.format);
   if (!out.has_value()) out = at::empty_like(x);
-  if (x.numel() > 0) one_pass(x, view, gates, gates.has_value() ? gates->samples() : 1, {}, bias, out, false);
+  if (x.numel() > 0) one_pass(x, view, gates, gates.has_value() ? gates->samples() : 1, {}, bias, out, false, relu);
   return *out;
 }
 
@@ -173,9 +175,16 @@ at::Tensor sums_along(const at::Tensor& x, const OptionalGates& gates, int64_t d
   return at::sum(*sums, at::IntArrayRef({0, 1})).to(x.scalar_type());
 }
 
-// (s ⊙ dy if with_dz, dα), reading dy and y once where a sample has many rows.
+// Whether the products of a memory's gradient are summed by sample, in one pass over its many rows.
+bool summed_by_sample(const Channels& view, const Gates& gates) {
+  return view.inner > 1 || view.rows / gates.samples() >= kSummedFrom;
+}
+
+// (s ⊙ dy if with_dz, dα), reading dy and y once where a sample has many rows. relu, there only: y is the result of
+// one.
 std::pair<Optional, at::Tensor> memory_gradient(
-    const at::Tensor& given_dy, const at::Tensor& given_y, const Gates& gates, int64_t dim, bool with_dz) {
+    const at::Tensor& given_dy, const at::Tensor& given_y, const Gates& gates, int64_t dim, bool with_dz,
+    bool relu = false) {
   if (given_dy.numel() == 0 || gates.memory.numel() == 0) {
     return {with_dz ? Optional(modulate(given_dy, gates, dim)) : Optional(), at::zeros_like(gates.memory)};
   }
@@ -183,12 +192,21 @@ std::pair<Optional, at::Tensor> memory_gradient(
   const at::Tensor dy = given_dy.contiguous(view.format), y = given_y.contiguous(view.format);
   const Optional dz = with_dz ? Optional(at::empty_like(dy)) : Optional();
   const int64_t samples = gates.samples();
-  if (view.inner == 1 && view.rows / samples < kSummedFrom) {
+  if (!summed_by_sample(view, gates)) {
     if (with_dz) one_pass(dy, view, gates, samples, {}, {}, dz, false);
     return {dz, class_sums(dy, y, gates)};
   }
-  const Optional sums = one_pass(dy, view, with_dz ? OptionalGates(gates) : OptionalGates(), samples, y, {}, dz, true);
+  const OptionalGates passed = with_dz ? OptionalGates(gates) : OptionalGates();
+  const Optional sums = one_pass(dy, view, passed, samples, y, {}, dz, true, relu);
   return {dz, class_sums(*sums, {}, gates)};
+}
+
+// s ⊙ dy in front of a ReLU whose result is y.
+at::Tensor gated_past_relu(const at::Tensor& given_dy, const at::Tensor& y, const Gates& gates, int64_t dim) {
+  const Channels view = channels(given_dy, dim);
+  const at::Tensor dy = given_dy.contiguous(view.format), dz = at::empty_like(dy);
+  if (dy.numel() > 0) one_pass(dy, view, gates, gates.samples(), y.contiguous(view.format), {}, dz, false, true);
+  return dz;
 }
 
 // The only sample's [K].
@@ -207,8 +225,9 @@ at::Tensor folded(const at::Tensor& weight, const OptionalGates& in, const Optio
   return w.to(weight.scalar_type());
 }
 
+// With a ReLU the tail is a pass anyway.
 bool whole_batch(const Modulation& modulation, bool need_product) {
-  return modulation.index.size(0) == 1 && !need_product;
+  return modulation.index.size(0) == 1 && !need_product && !modulation.relu;
 }
 
 // (y, saved) by the library's layer(x, weight, bias).
@@ -235,13 +254,13 @@ std::tuple<at::Tensor, at::Tensor> by_library(
     return {outer.has_value() ? modulate(gated, {}, dim, outer) : gated.clone(), gated};
   }
   if (!out.has_value() && !outer.has_value()) return {z, nothing};
-  return {modulate(z, out, dim, outer, z), nothing};
+  return {modulate(z, out, dim, outer, z, modulation.relu), nothing};
 }
 
 // library(dz, x, weight, with_dx, with_dweight) gives (dx, dweight) of a layer without gates.
 template <typename Library>
 Gradients backward(
-    const Library& library, const LayerGradCall& call, const at::Tensor& dy, const Optional& x, const Optional& saved,
+    const Library& library, const LayerGradCall& call, at::Tensor dy, const Optional& x, const Optional& saved,
     bool fold, int64_t dim) {
   const auto [need_dx, need_dweight, need_dbias, need_dmemory, need_dinput] = call.needs;
   const Modulation& modulation = call.modulation;
@@ -249,10 +268,18 @@ Gradients backward(
   const bool around = (need_dx || need_dinput) && !fold;
   // The identity gate's memory needs the product before its own gate.
   const OptionalGates early = need_dinput && modulation.gate == Gate::kIdentity ? OptionalGates() : in;
+  // Past the ReLU: dy itself where it is read without y.
+  bool relu = modulation.relu;
+  if (relu && (need_dbias || (need_dmemory && !summed_by_sample(channels(dy, dim), *out)))) {
+    dy = at::threshold_backward(dy, *saved, 0);
+    relu = false;
+  }
   Gradients gradients;
   Optional dz;
   if (need_dmemory) {
-    std::tie(dz, gradients.memory) = memory_gradient(dy, *saved, *out, dim, around || need_dweight);
+    std::tie(dz, gradients.memory) = memory_gradient(dy, *saved, *out, dim, around || need_dweight, relu);
+  } else if (relu && (around || need_dweight)) {
+    dz = gated_past_relu(dy, *saved, *out, dim);
   } else if (around || need_dweight) {
     dz = out.has_value() ? modulate(dy, out, dim) : dy;
   }
@@ -305,6 +332,7 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
     const at::Tensor y = at::empty(shape, x.options());
     const Optional saved = keep_gated ? Optional(at::empty_like(y)) : Optional();
     linear_small_kernel(x, weight, bias, y, saved, modulation, modulation.gate == Gate::kIdentity);
+    if (modulation.relu) y.relu_();
     return {y, saved.value_or(at::Tensor())};
   }
   if (takes_fused(x, weight, rows, modulation, keep_gated)) {

@@ -16,6 +16,7 @@ from tests.cuda.build import ROOT, preload, sources
 CHECKS = {
     "bound": ("plain", "error .*, bound|has NaN"),
     "schedules": ("plain", "depends on the schedule"),
+    "relu": ("plain", "a ReLU inside gives another"),
     "shim": ("plain", "RuntimeError: .*thread|RuntimeError: deadlock"),
     "compiler": ("plain", "static assertion failed"),
     "address sanitizer": ("asan", "ERROR: AddressSanitizer"),
@@ -250,6 +251,28 @@ PLANTS = (
         "CONV_LONG",
     ),
     Plant(
+        "NaN stopped by a ReLU",
+        OUTPUT,
+        (("relu && y <= 0.0f ? 0.0f : y", "relu && !(y > 0.0f) ? 0.0f : y"),),
+        "relu",
+        "ROWS",
+    ),
+    Plant(
+        "a gradient that a ReLU stops times 0",
+        OUTPUT,
+        (("other <= 0.0f ? 0.0f : x", "other <= 0.0f ? 0.0f * x : x"),),
+        "relu",
+        "LINES",
+    ),
+    Plant("a ReLU in front of the bias", OUTPUT, (("relu && y <= 0.0f", "relu && gated <= 0.0f"),), "relu", "ODD_ROWS"),
+    Plant(
+        "a gradient that a ReLU does not stop",
+        OUTPUT,
+        (("value = OTHER && relu", "value = false && relu"),),
+        "relu",
+        "MANY_ROWS",
+    ),
+    Plant(
         "shared memory without the macro",
         OUTPUT,
         (("MEMMOD_SHARED(float, parts, [WARPS][LANES])", "__shared__ float parts[WARPS][LANES]"),),
@@ -274,6 +297,7 @@ def main(name: str) -> None:
     import torch
 
     from tests.cuda import cases, plugin
+    from tests.cuda.relu import assert_relu
     from tests.ops.bounds import assert_within_bound, run_op
 
     plant = next(plant for plant in PLANTS if plant.name == name)
@@ -285,6 +309,9 @@ def main(name: str) -> None:
         assert not error
         return
     problem = getattr(cases, plant.case).draw()
+    if plant.check == "relu":
+        assert_relu(problem)
+        return
     needs = cases.frozen(problem)
     first = None
     for seed in range(3):

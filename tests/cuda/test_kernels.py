@@ -11,7 +11,20 @@ import torch
 from memmod.ops import modulate_output, modulated_conv2d, modulated_linear
 from memmod.ops.backends.cuda.primitives import CUDA, convolve
 from tests.cuda import plugin
-from tests.cuda.cases import CASES, CONV, CONV_BF16, LINES, ODD_ROWS, ROWS, SMALL, frozen
+from tests.cuda.cases import (
+    CASES,
+    CONV,
+    CONV_BF16,
+    LINES,
+    LINES_BF16,
+    MANY_ROWS,
+    ODD_ROWS,
+    ROWS,
+    ROWS_BF16,
+    SMALL,
+    frozen,
+)
+from tests.cuda.relu import assert_relu
 from tests.ops.bounds import assert_within_bound, run_op, run_oracle
 from tests.ops.problems import Case
 from tests.ops.test_cuda import assert_nan_in_rows_of_one_sample
@@ -63,6 +76,11 @@ def test_relu_behind_a_convolution(case, relu):
     expected = run_op(problem, ())["y"]
     assert (expected < 0).any() and (expected > 0).any()
     assert torch.equal(y, expected.relu() if relu else expected)
+
+
+@pytest.mark.parametrize("case", [ROWS, ROWS_BF16, ODD_ROWS, MANY_ROWS, LINES, LINES_BF16], ids=str)
+def test_relu_behind_the_tail(case):
+    assert_relu(case.draw())
 
 
 def test_a_row_is_the_same_among_few_and_many():

@@ -16,7 +16,7 @@ from memmod.ops.backends.cuda import register as cuda_kernels
 from tests.ops.bounds import run_op
 from tests.ops.problems import Case
 from tests.ops.test_eager import CASES as ANYWHERE
-from tests.ops.test_eager import PADDED, call, run, same
+from tests.ops.test_eager import CONV, PADDED, call, conv, linear, relu_behind_the_op, run, same
 
 dispatch.load()
 HOST = cuda_kernels.device_type() == "cpu"
@@ -92,12 +92,79 @@ def test_any_set_of_gradients_equals_the_op(case, needs, answers):
     assert answers == [True]
 
 
-@pytest.mark.parametrize("case", [c for c in ANYWHERE if c.op != "modulate_output"][:11:5], ids=str)
-def test_a_relu_stands_behind(case, answers):
+LAYERS = [case for case in CASES if case.op != "modulate_output"]
+# Many rows, lines, and rows of pixels, with a bias inside of the gate.
+RELU = [
+    linear((6, 9, 33, 31)),
+    conv(CONV, "sets", options=PADDED),
+    conv(CONV, layout="channels_last", dy_layout="channels_last", options=PADDED),
+]
+
+
+@pytest.mark.parametrize("needs", [None, ("memory",), ("x",), ("x", "memory"), ("weight", "bias")])
+@pytest.mark.parametrize("case", [*LAYERS, linear((6, 9, 33, 31), "whole batch")], ids=str)
+def test_a_relu_inside_equals_one_behind(case, needs, answers, poisoned):
+    problem = draw(case)
+    if needs is not None and problem.memory is None:
+        needs = (*needs, "input_memory")
+    got = run(problem, needs, partial(call, activation="relu"))
+    expected = run(problem, needs, relu_behind_the_op)
+    if case.pattern == "whole batch":
+        # The op has its gates in the weight.
+        torch.testing.assert_close(got, expected)
+    else:
+        assert_same(got, expected, case)
+    assert answers == [True]
+    assert (got["y"] == 0).any() and (got["y"] > 0).any()
+
+
+@pytest.mark.parametrize("case", [linear((6, 33, 31)), *RELU], ids=str)
+def test_a_relu_without_gradients(case, answers):
     problem = draw(case)
     with torch.no_grad():
-        assert torch.equal(call(problem, "relu"), torch.relu(call(problem)))
-    assert answers == [True, True]
+        assert_same({"y": call(problem, "relu")}, {"y": relu_behind_the_op(problem)}, case)
+    assert answers == [True]
+
+
+@pytest.mark.parametrize("case", RELU, ids=str)
+def test_a_relu_inside_is_no_pass_of_its_own(case):
+    p = draw(case)
+    kept = []
+    with (
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile,
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        y = call(p.replace(memory=p.memory.clone().requires_grad_(), x=p.x.clone().requires_grad_()), "relu")
+        y.backward(p.dy)
+    ran = {event.key for event in profile.key_averages()}
+    assert "memmod_cuda::modulate" in ran
+    assert ran.isdisjoint({"aten::relu", "aten::relu_", "aten::clamp_min", "aten::threshold_backward"})
+    assert [t.data_ptr() for t in kept if t.shape == y.shape] == [y.data_ptr()]
+
+
+@pytest.mark.parametrize("case", [linear((6, 33, 31)), *RELU], ids=str)
+def test_what_a_relu_stops_is_not_read(case):
+    """inf, for which 0 times a gradient would be NaN."""
+    p = draw(case)
+    y = call(p, "relu")
+    stopped = p.replace(dy=torch.where(y > 0, p.dy, torch.inf))
+    assert_same(
+        run(stopped, forward=partial(call, activation="relu")), run(p, forward=partial(call, activation="relu")), case
+    )
+
+
+@pytest.mark.parametrize("case", RELU, ids=str)
+def test_a_gradient_past_a_relu_that_is_recorded(case):
+    p = draw(case)
+    memory, x = p.memory.clone().requires_grad_(), p.x.clone().requires_grad_()
+    y = call(p.replace(memory=memory, x=x), "relu")
+    once = torch.autograd.grad(y, (x, memory), p.dy, retain_graph=True)
+    recorded = torch.autograd.grad(y, (x, memory), p.dy, create_graph=True)
+    assert all(r.requires_grad for r in recorded)
+    names = ("dx", "dmemory")
+    assert_same(
+        dict(zip(names, (r.detach() for r in recorded), strict=True)), dict(zip(names, once, strict=True)), case
+    )
 
 
 def test_few_rows_take_their_kernel_and_a_forced_library_does_not(answers):

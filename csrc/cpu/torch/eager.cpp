@@ -369,7 +369,7 @@ OptionalTensor layer(
   }
   Call call{{}, gate, parse_gate(gate), gate_bias, false, false, conv};
   call.keep_gated = learns(memory) && (keep_gated || !output_is_enough(call.gate, gate_bias, bias.has_value()));
-  call.relu = relu && memory.has_value() && !call.keep_gated && !on_gpu(x);
+  call.relu = relu && memory.has_value() && !call.keep_gated;
   const bool relu_is_left = relu && !call.relu;
   const pybind11::gil_scoped_release no_gil;
   RECORD_FUNCTION(

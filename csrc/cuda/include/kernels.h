@@ -38,7 +38,8 @@ void with_type(Type type, Function fn) {
 
 // One pass over x [samples, rows, width, inner]: y = s x + bias, and sums [samples, P, width] of x other (of s x
 // without other) over `chunk` rows (without sums as many as suits), or where inner > 1 over `chunk` numbers of a row's
-// line, at a time. Null: absent.
+// line, at a time. Null: absent. relu: y = max(s x + bias, 0); with other, which is then the result of that ReLU, x
+// counts as 0 where it is not positive.
 struct Modulate {
   const void *x, *other, *bias;
   void* y;
@@ -46,6 +47,7 @@ struct Modulate {
   Selection selection;
   int64_t samples, width, inner;
   int rows, chunk;
+  bool relu;
 };
 void modulate(Type type, const Modulate& call, cudaStream_t stream);
 

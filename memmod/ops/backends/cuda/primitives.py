@@ -42,7 +42,8 @@ class CudaPrimitives(Primitives):
         sums = x.new_empty(samples, parts, view.width, dtype=torch.float32) if with_sums else None
         memory, index, gate = (None, None, 0) if gates is None else (gates.memory, gates.index, GATES[gates.gate])
         sizes = [samples, rows, view.width, view.inner, chunk]
-        torch.ops.memmod_cuda.modulate.default(x, other, contiguous(bias), out, sums, memory, index, gate, sizes)
+        options = (memory, index, gate, False, sizes)
+        torch.ops.memmod_cuda.modulate.default(x, other, contiguous(bias), out, sums, *options)
         return sums
 
     def class_sums(self, a: Tensor, b: Tensor | None, gates: Gates) -> Tensor:
