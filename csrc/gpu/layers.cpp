@@ -126,7 +126,8 @@ struct Channels {
 
 Channels channels(const at::Tensor& x, int64_t dim) {
   dim = dim < 0 ? dim + x.dim() : dim;
-  if (dim == 1 && x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+  if (dim < 2 && x.dim() == 4 && !x.is_contiguous() && x.is_contiguous(at::MemoryFormat::ChannelsLast)) {
+    if (dim == 0) return {1, x.size(0), x.numel() / x.size(0), at::MemoryFormat::ChannelsLast};
     return {x.size(0) * x.size(2) * x.size(3), x.size(1), 1, at::MemoryFormat::ChannelsLast};
   }
   int64_t rows = 1, inner = 1;
@@ -209,25 +210,18 @@ at::Tensor gated_past_relu(const at::Tensor& given_dy, const at::Tensor& y, cons
   return dz;
 }
 
-// The only sample's [K].
-at::Tensor multipliers(const Gates& gates) {
-  return modulate(at::ones({1, gates.memory.size(1)}, gates.memory.options()), gates, -1)[0];
-}
-
 // weight [O, I, …] with the gates of a whole batch in it, in its own dtype.
 at::Tensor folded(const at::Tensor& weight, const OptionalGates& in, const OptionalGates& out) {
-  std::vector<int64_t> rows(weight.dim(), 1), columns(weight.dim(), 1);
-  rows[0] = weight.size(0);
-  columns[1] = weight.size(1);
-  at::Tensor w = weight.to(at::kFloat);
-  if (out.has_value()) w = w * multipliers(*out).view(rows);
-  if (in.has_value()) w = w * multipliers(*in).view(columns);
-  return w.to(weight.scalar_type());
+  if (!in.has_value()) return modulate(weight, out, 0);
+  if (!out.has_value()) return modulate(weight, in, 1);
+  // Rounded once.
+  return modulate(modulate(weight.to(at::kFloat), out, 0), in, 1).to(weight.scalar_type());
 }
 
-// With a ReLU the tail is a pass anyway.
-bool whole_batch(const Modulation& modulation, bool need_product) {
-  return modulation.index.size(0) == 1 && !need_product && !modulation.relu;
+// Whether gates go into the weight, of `inputs` numbers for each unit, for so many rows of the output: where that has
+// fewer numbers. With a ReLU the tail is a pass anyway.
+bool folds(const Modulation& modulation, int64_t rows, int64_t inputs, bool need_product) {
+  return modulation.index.size(0) == 1 && rows >= inputs && !need_product && !modulation.relu;
 }
 
 // (y, saved) by the library's layer(x, weight, bias).
@@ -241,8 +235,7 @@ std::tuple<at::Tensor, at::Tensor> by_library(
   const at::Tensor nothing = at::empty({0}, x.options());
   if (fold) {
     Optional scaled = bias;
-    if (bias.has_value() && out.has_value() && modulation.gate_bias)
-      scaled = (bias->to(at::kFloat) * multipliers(*out)).to(bias->scalar_type());
+    if (bias.has_value() && out.has_value() && modulation.gate_bias) scaled = modulate(*bias, out, 0);
     return {layer(x, folded(weight, in, out), scaled), nothing};
   }
   if (in.has_value()) x = modulate(x, in, dim);
@@ -318,6 +311,16 @@ at::MemoryFormat format_of(const at::Tensor& a, const at::Tensor& b) {
   return a.suggest_memory_format() == last || b.suggest_memory_format() == last ? last : at::MemoryFormat::Contiguous;
 }
 
+// Of a convolution's output, over all images.
+int64_t pixels(const at::Tensor& x, const at::Tensor& weight, const ConvOptions& options) {
+  int64_t count = x.size(0);
+  for (int d = 0; d < 2; ++d) {
+    const int64_t kernel = options.dilation[d] * (weight.size(2 + d) - 1) + 1;
+    count *= (x.size(2 + d) + 2 * options.padding[d] - kernel) / options.stride[d] + 1;
+  }
+  return count;
+}
+
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> linear_forward(
@@ -342,7 +345,7 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   }
   const auto [y, saved] = by_library(
       [](const at::Tensor& x, const at::Tensor& weight, const Optional& bias) { return at::linear(x, weight, bias); },
-      x.flatten(0, -2), weight, bias, modulation, keep_gated, whole_batch(modulation, keep_gated), -1);
+      x.flatten(0, -2), weight, bias, modulation, keep_gated, folds(modulation, rows, x.size(-1), keep_gated), -1);
   return {at::_unsafe_view(y, shape), keep_gated ? at::_unsafe_view(saved, shape) : saved};
 }
 
@@ -355,9 +358,10 @@ Gradients linear_backward(const LayerGradCall& call) {
     return std::pair<at::Tensor, at::Tensor>(
         with_dx ? at::mm(dz, weight) : at::Tensor(), with_dw ? at::mm(dz.t(), *x) : at::Tensor());
   };
-  const bool need_dinput = call.needs[4];
-  Gradients gradients =
-      backward(library, call, dy, rows(call.x), rows(call.saved), whole_batch(call.modulation, need_dinput), -1);
+  // With dweight the gated gradient is there.
+  const bool need_product = call.needs[1] || call.needs[4];
+  const bool fold = folds(call.modulation, dy.size(0), call.x_shape.back(), need_product);
+  Gradients gradients = backward(library, call, dy, rows(call.x), rows(call.saved), fold, -1);
   if (call.needs[0]) gradients.x = at::_unsafe_view(gradients.x, call.x_shape);
   return gradients;
 }
@@ -378,13 +382,14 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     return at::conv2d(x, weight, bias, options.stride, options.padding, options.dilation, options.groups)
         .contiguous(format);
   };
-  const bool fold = whole_batch(modulation, keep_gated) && options.groups == 1;
+  const bool fold =
+      options.groups == 1 && folds(modulation, pixels(x, weight, options), weight.numel() / weight.size(0), keep_gated);
   return by_library(layer, x.contiguous(format), weight, bias, modulation, keep_gated, fold, 1);
 }
 
 Gradients conv2d_backward(const LayerGradCall& call, const ConvOptions& options) {
   const c10::OptionalDeviceGuard device(call.dy.device());
-  const bool need_dweight = call.needs[1], need_dinput = call.needs[4];
+  const bool need_product = call.needs[1] || call.needs[4];
   const at::MemoryFormat format =
       call.weight.has_value() ? format_of(call.dy, *call.weight) : call.dy.suggest_memory_format();
   const auto library = [&](const at::Tensor& dz, Optional x, const at::Tensor& weight, bool with_dx, bool with_dw) {
@@ -396,7 +401,9 @@ Gradients conv2d_backward(const LayerGradCall& call, const ConvOptions& options)
     return std::pair<at::Tensor, at::Tensor>(
         with_dx ? dx.contiguous(format) : dx, with_dw ? dweight.contiguous(weight.suggest_memory_format()) : dweight);
   };
-  const bool fold = !need_dweight && whole_batch(call.modulation, need_dinput) && options.groups == 1;
+  const int64_t rows = call.dy.numel() / call.dy.size(1);
+  const bool fold = options.groups == 1 && call.weight.has_value() &&
+                    folds(call.modulation, rows, call.weight->numel() / call.weight->size(0), need_product);
   return backward(library, call, call.dy.contiguous(format), call.x, call.saved, fold, 1);
 }
 

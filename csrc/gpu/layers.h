@@ -15,7 +15,8 @@
 
 namespace memmod::gpu {
 
-// One selection of the whole batch, of which no backward needs the product, goes into the weight where no ReLU follows.
+// One selection of the whole batch, of which no backward needs the product, goes into the weight where that has fewer
+// numbers than the output, and no ReLU follows.
 std::tuple<at::Tensor, at::Tensor> linear_forward(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const cpu::Modulation& modulation, bool keep_gated);

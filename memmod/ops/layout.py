@@ -59,7 +59,9 @@ class Channels(NamedTuple):
 def channels(x: Tensor, dim: int) -> Channels:
     """How a contiguous or channels_last x has its channels at `dim`."""
     dim %= x.dim()
-    if dim == 1 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+    if dim < 2 and x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        if dim == 0:
+            return Channels(1, x.shape[0], math.prod(x.shape[1:]), True)
         return Channels(x.shape[0] * x.shape[2] * x.shape[3], x.shape[1], 1, True)
     return Channels(math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :]), False)
 

@@ -79,6 +79,13 @@ def test_convolutions_that_would_be_fused_are_its_own_on_gpus_of_mma_sync(old_gp
     assert not cuda_paths.conv2d_dx_is_own(gradient._replace(stride=(2, 2)), True)
 
 
+def test_gates_go_into_a_weight_that_has_fewer_numbers_than_the_output(path):
+    assert gpu_policy.whole_batch(1, 64, 64) and not gpu_policy.whole_batch(1, 63, 64)
+    assert not gpu_policy.whole_batch(2, 64, 64)
+    path("fold")
+    assert gpu_policy.whole_batch(1, 63, 64) and not gpu_policy.whole_batch(2, 64, 64)
+
+
 @pytest.mark.parametrize(("capability", "generation"), [((8, 0), 8), ((9, 0), 9), ((10, 0), 9), ((12, 0), 8)])
 def test_generations(monkeypatch, capability, generation):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

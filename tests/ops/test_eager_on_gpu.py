@@ -13,7 +13,7 @@ from memmod.ops import dispatch, eager
 from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.cpu import extension
 from memmod.ops.backends.cuda import register as cuda_kernels
-from tests.ops.bounds import run_op
+from tests.ops.bounds import assert_within_bound, run_op
 from tests.ops.problems import Case
 from tests.ops.test_eager import CASES as ANYWHERE
 from tests.ops.test_eager import CONV, PADDED, call, conv, linear, relu_behind_the_op, run, same
@@ -28,6 +28,19 @@ pytestmark = [
 ]
 
 LAST = {"layout": "channels_last", "dy_layout": "channels_last"}
+# Of a whole batch with more rows of the output than inputs of a unit, and with less: gates in the weight, or outside.
+FOLDED = [
+    linear((6, 9, 33, 31), "whole batch"),
+    linear((6, 9, 33, 31), "whole batch", granularity="unit+input", dtype=torch.float16),
+    linear((6, 9, 33, 31), "whole batch", granularity="input"),
+    conv(CONV, "whole batch", granularity="unit+input", options=PADDED, layout="weights channels_last"),
+    conv(CONV, "whole batch", dtype=torch.float16, options=PADDED, **LAST),
+]
+OUTSIDE = [
+    linear((4, 8, 33, 31), "whole batch", granularity="unit+input"),
+    conv((1, 8, 7, 5, 12, 3), "whole batch", options=PADDED),
+    conv((1, 8, 7, 5, 12, 3), "whole batch", granularity="unit+input", options=PADDED, **LAST),
+]
 CASES = [
     *(case for case in ANYWHERE if case.dtype != torch.bfloat16 or not HOST),
     Case("modulated_linear", (12, 33, 31), "whole batch", granularity="unit+input"),
@@ -37,6 +50,8 @@ CASES = [
     Case("modulated_conv2d", (6, 8, 7, 5, 12, 3), "whole batch", granularity="unit+input", options=PADDED, **LAST),
     Case("modulated_conv2d", (6, 8, 7, 5, 8, 3), granularity="unit+input", options=(("groups", 8), *PADDED), **LAST),
     Case("modulate_output", (6, 31, 7, 5), "sets", layout="transposed"),
+    *FOLDED,
+    *OUTSIDE,
 ]
 
 
@@ -92,6 +107,66 @@ def test_any_set_of_gradients_equals_the_op(case, needs, answers):
     assert answers == [True]
 
 
+@pytest.mark.parametrize("needs", [("x",), ("x", "memory"), ("x", "input_memory"), ("x", "weight")])
+@pytest.mark.parametrize("case", FOLDED + OUTSIDE, ids=str)
+def test_any_gradients_of_a_whole_batch_equal_the_op(case, needs, answers):
+    problem = draw(case)
+    assert_same(run(problem, needs), run_op(problem, needs), case)
+    assert answers == [True]
+
+
+@pytest.mark.parametrize("needs", [(), ("x",), None])
+@pytest.mark.parametrize("case", FOLDED + OUTSIDE, ids=str)
+def test_a_whole_batch_is_within_bound(case, needs):
+    assert_within_bound([draw(case, seed) for seed in range(2)], partial(run_any, needs=needs), needs)
+
+
+def run_any(problem, needs):
+    if needs != ():
+        return run(problem, needs)
+    with torch.no_grad():
+        return {"y": call(problem)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("granularity", ["unit", "input", "unit+input"])
+@pytest.mark.parametrize("layout", ["contiguous", "weights channels_last"])
+def test_gates_in_a_weight_are_rounded_once(layout, granularity, dtype):
+    options = {"gate": "identity", "granularity": granularity, "dtype": dtype, "bias": False, "layout": layout}
+    p = draw(conv((1, 24, 5, 7, 32, 3), "whole batch", **options))
+    # Each image is one input of one tap.
+    x = torch.eye(24 * 9).view(24 * 9, 24, 3, 3).to(p.x)
+    c = p.index.item()
+    expected = p.weight.float()
+    if p.memory is not None:
+        expected = expected * p.memory[c].view(-1, 1, 1, 1)
+    if p.input_memory is not None:
+        expected = expected * p.input_memory[c].view(-1, 1, 1)
+    with torch.no_grad():
+        y = call(p.replace(x=x))
+    assert torch.equal(y.flatten(1), expected.to(dtype).flatten(1).t())
+
+
+@pytest.mark.parametrize(
+    ("case", "launches"),
+    [
+        (linear((6, 9, 33, 31), "whole batch", bias=False), 1),
+        (linear((6, 9, 33, 31), "whole batch"), 2),
+        (linear((6, 9, 33, 31), "whole batch", gate_bias=False), 1),
+        (conv(CONV, "whole batch", options=PADDED, **LAST), 2),
+        *((case, 1 if case.granularity == "unit" else 2) for case in OUTSIDE),
+    ],
+    ids=str,
+)
+def test_launches_of_a_whole_batch(case, launches):
+    p = draw(case)
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call(p)
+    ran = {event.key: event.count for event in profile.key_averages()}
+    assert ran["memmod_cuda::modulate"] == launches
+    assert ran.keys().isdisjoint({"aten::mul", "aten::ones", "aten::to"})
+
+
 LAYERS = [case for case in CASES if case.op != "modulate_output"]
 # Many rows, lines, and rows of pixels, with a bias inside of the gate.
 RELU = [
@@ -102,18 +177,22 @@ RELU = [
 
 
 @pytest.mark.parametrize("needs", [None, ("memory",), ("x",), ("x", "memory"), ("weight", "bias")])
-@pytest.mark.parametrize("case", [*LAYERS, linear((6, 9, 33, 31), "whole batch")], ids=str)
+@pytest.mark.parametrize("case", LAYERS, ids=str)
 def test_a_relu_inside_equals_one_behind(case, needs, answers, poisoned):
     problem = draw(case)
     if needs is not None and problem.memory is None:
         needs = (*needs, "input_memory")
     got = run(problem, needs, partial(call, activation="relu"))
+    whole_batch = case.pattern == "whole batch" and problem.memory is not None
+    if whole_batch:
+        # For which the op would have its gates in the weight.
+        problem = problem.replace(index=problem.index.expand(problem.x.shape[0]))
     expected = run(problem, needs, relu_behind_the_op)
-    if case.pattern == "whole batch":
-        # The op has its gates in the weight.
-        torch.testing.assert_close(got, expected)
-    else:
-        assert_same(got, expected, case)
+    if whole_batch:
+        # Sums by sample come first.
+        for name in {"dbias", "dmemory", "dinput_memory"} & got.keys():
+            torch.testing.assert_close(got.pop(name), expected.pop(name))
+    assert_same(got, expected, case)
     assert answers == [True]
     assert (got["y"] == 0).any() and (got["y"] > 0).any()
 

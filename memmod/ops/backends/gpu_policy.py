@@ -55,11 +55,16 @@ def generation(device: torch.device) -> int:
     return 9 if torch.cuda.get_device_capability(device)[0] in (9, 10) else 8
 
 
+def whole_batch(samples: int, rows: int, inputs: int) -> bool:
+    """Whether one selection (an index of shape ``[1]``) serves so many rows of the output that the weight, of `inputs`
+    numbers for each unit, is the smaller one to gate: a pass over it is less than one over them."""
+    return samples == 1 and (rows >= inputs or _forced == "fold")
+
+
 def linear_path(device: torch.device, inputs: int, outputs: int, whole_batch: bool) -> Path:
     """For a linear layer (and a 1x1 convolution in channels_last) of `inputs` features and, in all, `outputs` numbers.
 
-    whole_batch: one selection for all samples, known from the index's shape ``[1]``; then the weight is small beside
-    the rows, and one pass over it is cheaper than any over them.
+    whole_batch: as `whole_batch` says, and nothing else needs the product without its gates.
     """
     if _forced is not None:
         return _forced if whole_batch or _forced != "fold" else "fused"

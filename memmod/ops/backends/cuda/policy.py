@@ -111,17 +111,19 @@ def conv2d_dx_is_own(call: ConvGradCall, channels_last: bool) -> bool:
 
 def _linear(call: LinearCall) -> bool:
     units, inputs = call.weight.shape
-    outputs = call.x.numel() // max(1, inputs) * units
+    rows = call.x.numel() // max(1, inputs)
     if few_rows(call) or many_rows(call, gpu_policy.forced()):
         return True
-    return gpu_policy.linear_path(call.x.device, inputs, outputs, call.index.shape[0] == 1) != "fused"
+    whole_batch = gpu_policy.whole_batch(call.index.shape[0], rows, inputs)
+    return gpu_policy.linear_path(call.x.device, inputs, rows * units, whole_batch) != "fused"
 
 
 def _conv2d(call: ConvCall) -> bool:
     if call.groups > 1 or not _channels_last(call) or pointwise(call, gpu_policy.forced()):
         return True
     units, inputs, *kernel = call.weight.shape
-    whole_batch, pixels = call.index.shape[0] == 1, _pixels(call)
+    pixels = _pixels(call)
+    whole_batch = gpu_policy.whole_batch(call.index.shape[0], pixels, inputs * math.prod(kernel))
     if kernel == [1, 1] and max(call.stride) == 1 and max(call.padding) == 0:
         return gpu_policy.linear_path(call.x.device, inputs, pixels * units, whole_batch) != "fused"
     triton = gpu_policy.conv_path(call.x.device, inputs, math.prod(kernel), units, pixels, whole_batch)

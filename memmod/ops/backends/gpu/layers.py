@@ -3,12 +3,14 @@ so, else the library's product, with the gates in the weight or in passes around
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.gpu.output import memory_gradient, modulate, sums_along
 from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives, contiguous
 from memmod.ops.backends.gpu_policy import Path
@@ -21,7 +23,8 @@ Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def modulated_linear(kernels: Primitives, call: LinearCall) -> tuple[Tensor, Tensor]:
     """(y ``[k·B, …, O]``, saved) for x ``[k·B, …, I]``, weight ``[O, I]``; arXiv 2304.02049."""
     keep = _keep(call)
-    path = kernels.linear_path(call, _whole_batch(call, keep is not None))
+    *rows, inputs = call.x.shape
+    path = kernels.linear_path(call, _whole_batch(call, math.prod(rows), inputs, keep is not None))
     if path == "fused":
         y, saved = kernels.linear(call, *_gates(kernels, call), keep)
     else:
@@ -35,10 +38,12 @@ def modulated_linear(kernels: Primitives, call: LinearCall) -> tuple[Tensor, Ten
 
 def modulated_linear_backward(kernels: Primitives, call: LinearGradCall) -> Gradients:
     """(dx, dweight, dbias, dmemory, dinput_memory); what `needs` does not ask for is an empty ``[0]`` tensor."""
-    need_dx, _, _, _, need_dinput = call.needs
+    need_dx, need_dweight, _, _, need_dinput = call.needs
     dy = call.dy.flatten(0, -2).contiguous()
     x, saved = (None if t is None else t.flatten(0, -2) for t in (call.x, call.saved))
-    path = kernels.linear_dx_path(call, _whole_batch(call, need_dinput)) if need_dx or need_dinput else None
+    # With dweight the gated gradient is there.
+    whole_batch = _whole_batch(call, dy.shape[0], call.x_shape[-1], need_dweight or need_dinput)
+    path = kernels.linear_dx_path(call, whole_batch) if need_dx or need_dinput else None
 
     def library(dz: Tensor, x: Tensor | None, weight: Tensor, needs: Sequence[bool]) -> Sequence[Tensor | None]:
         return dz @ weight if needs[0] else None, dz.T @ x if needs[1] else None
@@ -56,7 +61,8 @@ def modulated_conv2d(kernels: Primitives, call: ConvCall) -> tuple[Tensor, Tenso
     keep = _keep(call)
     size = conv_output_size(call.x.shape, call.weight.shape, call.stride, call.padding, call.dilation)
     channels_last = memory_format is torch.channels_last
-    path = kernels.conv2d_path(call, size, channels_last, _whole_batch(call, keep is not None))
+    pixels, inputs = call.x.shape[0] * math.prod(size), math.prod(call.weight.shape[1:])
+    path = kernels.conv2d_path(call, size, channels_last, _whole_batch(call, pixels, inputs, keep is not None))
     if path == "fused":
         y, saved = kernels.conv2d(call, size, *_gates(kernels, call), keep)
     else:
@@ -75,7 +81,9 @@ def modulated_conv2d_backward(kernels: Primitives, call: ConvGradCall) -> Gradie
     dy = call.dy.contiguous(memory_format=memory_format)
     path = None
     if need_dx or need_dinput:
-        channels_last, whole_batch = memory_format is torch.channels_last, _whole_batch(call, need_dinput)
+        channels_last = memory_format is torch.channels_last
+        pixels, inputs = dy.shape[0] * math.prod(dy.shape[2:]), math.prod(call.weight.shape[1:])
+        whole_batch = _whole_batch(call, pixels, inputs, need_dinput)
         # The library computes dweight and dx together.
         path = "unfused" if need_dweight else kernels.conv2d_dx_path(call, channels_last, whole_batch)
 
@@ -105,8 +113,8 @@ def _keep(call: LayerCall) -> Keep | None:
     return "ungated" if call.gate == "identity" else "gated"
 
 
-def _whole_batch(call: LayerCall | LayerGradCall, need_product: bool) -> bool:
-    return call.index.shape[0] == 1 and not need_product
+def _whole_batch(call: LayerCall | LayerGradCall, rows: int, inputs: int, need_product: bool) -> bool:
+    return not need_product and gpu_policy.whole_batch(call.index.shape[0], rows, inputs)
 
 
 def _by_library(
@@ -124,7 +132,7 @@ def _by_library(
     bias = contiguous(call.bias)
     if path == "fold":
         if bias is not None and s_out is not None and call.gate_bias:
-            bias = (bias.float() * _multipliers(kernels, s_out)).to(bias.dtype)
+            bias = modulate(kernels, bias, s_out, 0)
         return layer(x, _folded(kernels, call.weight, s_in, s_out), bias), None
     if s_in is not None:
         x = modulate(kernels, x, s_in, dim)
@@ -186,14 +194,9 @@ def _backward(
 
 def _folded(kernels: Primitives, weight: Tensor, s_in: Gates | None, s_out: Gates | None) -> Tensor:
     """weight ``[O, I, …]`` with the gates of a whole batch in it, in its own dtype."""
-    w = weight.float()
-    if s_out is not None:
-        w = w * _multipliers(kernels, s_out).view(-1, *[1] * (weight.dim() - 1))
-    if s_in is not None:
-        w = w * _multipliers(kernels, s_in).view(1, -1, *[1] * (weight.dim() - 2))
-    return w.to(weight.dtype)
-
-
-def _multipliers(kernels: Primitives, gates: Gates) -> Tensor:
-    """The only sample's ``[K]``."""
-    return modulate(kernels, gates.memory.new_ones(1, gates.memory.shape[1]), gates, -1)[0]
+    if s_in is None:
+        return modulate(kernels, weight, s_out, 0)
+    if s_out is None:
+        return modulate(kernels, weight, s_in, 1)
+    # Rounded once.
+    return modulate(kernels, modulate(kernels, weight.float(), s_out, 0), s_in, 1).to(weight.dtype)

@@ -36,7 +36,8 @@ class Primitives(ABC):
     """One backend's kernels.
 
     Paths follow from shapes, dtypes and layouts alone, never from values. `whole_batch`: one selection serves all
-    samples and no gradient needs the product without its gates, so that these may go into the weight.
+    samples, as `gpu_policy.whole_batch` says, and no gradient needs the product without its gates, so that these may go
+    into the weight.
     """
 
     gates_type: type[Gates] = Gates
