@@ -210,12 +210,22 @@ at::Tensor gated_past_relu(const at::Tensor& given_dy, const at::Tensor& y, cons
   return dz;
 }
 
+// weight [O, I, …] with the gates of its inputs for a whole batch, in that type.
+at::Tensor inputs_gated(const at::Tensor& weight, const Gates& in, at::ScalarType type) {
+  const Channels view = channels(weight, 1);
+  if (view.inner == 1) return modulate(weight, in, 1).to(type);
+  // The tail takes a warp for a line, and these have as many numbers as a kernel has taps.
+  const at::Tensor ones = at::ones({1, view.width}, in.memory.options());
+  at::Tensor gated = at::empty_like(weight, weight.options().dtype(type));
+  return at::mul_out(gated, weight, modulate(ones, in, -1).view({view.width, 1, 1}));
+}
+
 // weight [O, I, …] with the gates of a whole batch in it, in its own dtype.
 at::Tensor folded(const at::Tensor& weight, const OptionalGates& in, const OptionalGates& out) {
   if (!in.has_value()) return modulate(weight, out, 0);
-  if (!out.has_value()) return modulate(weight, in, 1);
+  if (!out.has_value()) return inputs_gated(weight, *in, weight.scalar_type());
   // Rounded once.
-  return modulate(modulate(weight.to(at::kFloat), out, 0), in, 1).to(weight.scalar_type());
+  return inputs_gated(modulate(weight.to(at::kFloat), out, 0), *in, weight.scalar_type());
 }
 
 // Whether gates go into the weight, of `inputs` numbers for each unit, for so many rows of the output: where that has

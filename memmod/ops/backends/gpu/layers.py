@@ -15,7 +15,7 @@ from memmod.ops.backends.gpu.output import memory_gradient, modulate, sums_along
 from memmod.ops.backends.gpu.primitives import Gates, GradientPath, Keep, Primitives, contiguous
 from memmod.ops.backends.gpu_policy import Path
 from memmod.ops.calls import ConvCall, ConvGradCall, LayerCall, LayerGradCall, LinearCall, LinearGradCall
-from memmod.ops.layout import conv_memory_format, conv_output_size
+from memmod.ops.layout import channels, conv_memory_format, conv_output_size
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -197,6 +197,17 @@ def _folded(kernels: Primitives, weight: Tensor, s_in: Gates | None, s_out: Gate
     if s_in is None:
         return modulate(kernels, weight, s_out, 0)
     if s_out is None:
-        return modulate(kernels, weight, s_in, 1)
+        return _inputs_gated(kernels, weight, s_in, weight.dtype)
     # Rounded once.
-    return modulate(kernels, modulate(kernels, weight.float(), s_out, 0), s_in, 1).to(weight.dtype)
+    return _inputs_gated(kernels, modulate(kernels, weight.float(), s_out, 0), s_in, weight.dtype)
+
+
+def _inputs_gated(kernels: Primitives, weight: Tensor, s_in: Gates, dtype: torch.dtype) -> Tensor:
+    """weight ``[O, I, …]`` with the gates of its inputs for a whole batch, in `dtype`."""
+    view = channels(weight, 1)
+    if view.inner == 1:
+        return modulate(kernels, weight, s_in, 1).to(dtype)
+    # The tail takes a warp for a line, and these have as many numbers as a kernel has taps.
+    ones = s_in.memory.new_ones(1, view.width)
+    gated = torch.empty_like(weight, dtype=dtype)
+    return torch.mul(weight, modulate(kernels, ones, s_in, -1).view(-1, 1, 1), out=gated)
