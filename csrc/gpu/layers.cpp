@@ -103,7 +103,7 @@ void linear_fused_kernel(
   kernel.call(
       aligned(x), aligned(given_weight.contiguous()), bias.has_value() ? Optional(bias->contiguous()) : bias, y,
       modulation.memory->contiguous(), modulation.index.contiguous(), static_cast<int64_t>(modulation.gate),
-      modulation.gate_bias, false, 0);
+      modulation.gate_bias, modulation.relu, 0);
 }
 
 // dα [C, K] from each sample's terms a ⊙ b (a alone without b).
