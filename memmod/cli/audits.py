@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Annotated
@@ -122,6 +123,34 @@ def audit(
     names = ", ".join(dataset.class_names[c] for c in classes)
     print_audit(console, audited.card, f"{run}: {names}")
     say(console, f"Written to {shlex.quote(str(audited.folder))}: {CARD}, {TABLE}")
+
+
+@app.command(
+    epilog=examples(
+        "memmod audits runs/fashion-mnist-resnet-unlearned-erased-*",
+        "memmod audits runs/digits-resnet-unlearned --quick",
+    ),
+)
+def audits(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders with audits in them.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Of the quick audits, instead of the full ones.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Markdown file for the table.", show_default="none")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Means of the figures of several audits, over classes, seeds and runs, beside those of the oracles."""
+    from memmod.cli.terminal import print_means, say
+    from memmod.files.atomic import write_atomically
+    from memmod.runs.audit_means import means, read_cards
+
+    found = means(read_cards(runs, quick))
+    if out is not None:
+        write_atomically(out, found.markdown().encode())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=2))
+        return
+    print_means(console, found)
+    if out is not None:
+        say(console, f"Written to {shlex.quote(str(out))}")
 
 
 @app.command(

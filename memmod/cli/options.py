@@ -26,6 +26,7 @@ ORDER = (
     "report",
     "retrain",
     "audit",
+    "audits",
     "compare",
     "erase",
     "frontier",

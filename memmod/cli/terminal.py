@@ -13,6 +13,7 @@ from rich.text import Text
 from memmod.evaluation.audit import AuditCard
 from memmod.evaluation.audit import Progress as AuditProgress
 from memmod.evaluation.scorecard import HEADINGS, Scorecard
+from memmod.runs.audit_means import Means
 from memmod.runs.audits import Estimate
 from memmod.runs.commands import Evaluation
 from memmod.runs.compare import HEADINGS as COMPARE_HEADINGS
@@ -292,6 +293,20 @@ def print_audit(console: Console, card: AuditCard, title: str) -> None:
         if previous not in (None, row.attack):
             table.add_section()
         table.add_row(*map(Text, cells), style=_STYLES.get("broken" if row.broken else row.verdict.word))
+        previous = row.attack
+    console.print(table)
+
+
+def print_means(console: Console, found: Means) -> None:
+    """Print means over audits."""
+    table = Table(caption=found.summary)
+    for heading in found.headings:
+        table.add_column(heading, justify="left" if heading in ("attack", "figure", "level", "verdict") else "right")
+    previous = None
+    for row, cells in zip(found.rows, found.cells(), strict=True):
+        if previous not in (None, row.attack):
+            table.add_section()
+        table.add_row(*map(Text, cells), style=_STYLES.get(row.verdict))
         previous = row.attack
     console.print(table)
 

@@ -162,3 +162,18 @@ def test_what_cannot_be_erased_is_said_in_one_line(runs):
     assert not (runs / "unlearned-erased-3").exists()
     (runs / "unlearned-erased-8/base.safetensors").unlink()
     assert "did not finish" in fail("audit", runs / "unlearned-erased-8")
+
+
+def test_means_over_audits(runs, tmp_path):
+    for c in ("3", "8"):
+        succeed("audit", runs / "unlearned", "--forget", c, "--seeds", 2, "--quick")
+    output = succeed("audits", runs / "unlearned", "--quick", "--out", tmp_path / "means.md")
+    cards = sorted((runs / "unlearned/audits").glob("*-quick/audit.json"))
+    found = json.loads(invoke("audits", runs / "unlearned", "--quick", "--json").stdout)
+    assert len(cards) == found["audits"] >= 2
+    rows = [row for path in cards for row in json.loads(path.read_text())["rows"] if row["figure"] == "Acc_r"]
+    (mean,) = [row for row in found["rows"] if row["figure"] == "Acc_r"]
+    assert mean["value"] == pytest.approx(sum(row["value"] for row in rows) / len(rows))
+    written = (tmp_path / "means.md").read_text()
+    assert "| accuracy | Acc_r |" in written and f"over {len(cards)} audits" in written and "Acc_r" in output
+    assert "has no full audit" in fail("audits", runs / "unlearned")
