@@ -4,39 +4,23 @@
 #include "gates.cuh"
 #include "vectors.cuh"
 
-#ifndef MEMMOD_HOST
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <iterator>
-#include <string>
 
 #include "hopper.cuh"
-#endif
 
 namespace memmod {
-
-#ifdef MEMMOD_HOST
-
-bool has_linear_fused(int) {
-  return false;
-}
-
-void linear_fused(Type, const LinearFused&, cudaStream_t) {
-  throw std::runtime_error("linear_fused needs a GPU of compute capability 9.0");
-}
-
-#else
-
 namespace {
 
 constexpr int WARPGROUP = 128, CONSUMERS = 2, THREADS = (CONSUMERS + 1) * WARPGROUP;
-// A tile of y, and the numbers of x's rows that a step multiplies: 128 bytes, the widest swizzle.
-constexpr int TILE_M = 128, ROWS = TILE_M / CONSUMERS, STEP = 64;
+// A tile of y, and the numbers of x's rows that a step multiplies.
+constexpr int TILE_M = 128, ROWS = TILE_M / CONSUMERS, STEP = hopper::ROW;
 // Steps under way, as many as fit, by the columns of a tile.
 constexpr int STAGES_256 = 3, STAGES_192 = 4, STAGES_128 = 5;
 // Columns of y that one store takes.
-constexpr int PANEL = 64;
+constexpr int PANEL = hopper::ROW;
 // Samples that a tile's rows belong to at most.
 constexpr int SAMPLES = (TILE_M - 2) / FUSED_ROWS + 2;
 // Columns of tiles that blocks share at a time: their weights stay in the cache while x is read once.
@@ -46,7 +30,7 @@ constexpr int CONSUMER_WARPS = CONSUMERS * WARPGROUP / 32, GATE_THREADS = WARPGR
 constexpr int GATES = 4;
 
 struct Maps {
-  CUtensorMap x, weight, y;
+  hopper::Map x, weight, y;
 };
 
 // y = scale z + shift.
@@ -79,7 +63,8 @@ struct Place {
 
 template <int N>
 __device__ __forceinline__ Place place_of(int tile, int tiles_m, int tiles_n) {
-  const int band = tile / (BAND * tiles_m), first = band * BAND, width = min(tiles_n - first, BAND);
+  const int band = tile / (BAND * tiles_m), first = band * BAND;
+  const int width = tiles_n - first < BAND ? tiles_n - first : BAND;
   const int within = tile - band * BAND * tiles_m;
   return {within / width * TILE_M, (first + within % width) * N};
 }
@@ -118,7 +103,7 @@ __device__ __forceinline__ void make_gates(
   for (int tile = blockIdx.x; tile < tiles_m * tiles_n; tile += gridDim.x) {
     const Place place = place_of<N>(tile, tiles_m, tiles_n);
     const int first = place.row / call.rows_per_sample;
-    const int last = min(place.row + TILE_M, call.rows) - 1;
+    const int last = (place.row + TILE_M < call.rows ? place.row + TILE_M : call.rows) - 1;
     const int count = last / call.rows_per_sample - first + 1;
     hopper::wait(&shared.gates_empty[buffer.at], buffer.parity ^ 1);
     for (int i = thread; i < count * (N / GATES); i += GATE_THREADS) {
@@ -148,7 +133,7 @@ __device__ __forceinline__ void gate_tile(
   const Affine* gates[2];
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const int at = min(row + own + 8 * h, call.rows - 1);
+    const int at = row + own + 8 * h < call.rows ? row + own + 8 * h : call.rows - 1;
     gates[h] = shared.gates[buffer][at / call.rows_per_sample - first];
   }
 #pragma unroll
@@ -164,7 +149,7 @@ __device__ __forceinline__ void gate_tile(
         low = low < 0.0f ? 0.0f : low;
         high = high < 0.0f ? 0.0f : high;
       }
-      const int r = own + 8 * h, word = r * (PANEL / 2) + ((j % 8) ^ (r % 8)) * 4 + lane % 4;
+      const unsigned word = hopper::swizzled((own + 8 * h) * 128 + j % 8 * 16) / 4 + lane % 4;
       reinterpret_cast<uint32_t*>(shared.y[group][j / 8])[word] = hopper::pack<T>(low, high);
     }
   }
@@ -223,11 +208,10 @@ __device__ __forceinline__ void compute_tiles(
 
 template <typename T, int N>
 __global__ void __launch_bounds__(THREADS, 1)
-    linear_fused_kernel(const __grid_constant__ Maps maps, LinearFused call, int tiles_m, int tiles_n) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    linear_fused_kernel(const MEMMOD_GRID_CONSTANT Maps maps, LinearFused call, int tiles_m, int tiles_n) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MEMMOD_HOST)
   MEMMOD_DYNAMIC_SHARED(bytes);
-  auto& shared = *reinterpret_cast<Shared<T, N>*>(
-      bytes + (1024 - static_cast<unsigned>(__cvta_generic_to_shared(bytes)) % 1024) % 1024);
+  auto& shared = *reinterpret_cast<Shared<T, N>*>(bytes + (1024 - ptx::shared_address(bytes) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int i = 0; i < shared.STAGES; ++i) {
       hopper::initialise(&shared.full[i], 1);
@@ -259,35 +243,14 @@ __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
+#ifdef MEMMOD_HOST
 
-// The driver's function, without a link to its library.
-Encode encoder() {
-  static const Encode found = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    check_cuda(
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result));
-    if (result != cudaDriverEntryPointSuccess)
-      throw std::runtime_error("memmod: the driver has no cuTensorMapEncodeTiled");
-    return reinterpret_cast<Encode>(function);
-  }();
-  return found;
+// Few, so that small tests have more tiles than blocks.
+int multiprocessors() {
+  return 3;
 }
 
-// A matrix [rows, columns] of 16 bits, of which tiles of height x 64 are copied.
-CUtensorMap map_of(Type type, const void* data, int rows, int columns, unsigned height) {
-  CUtensorMap map;
-  const cuuint64_t size[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t stride[] = {static_cast<cuuint64_t>(columns) * 2};
-  const cuuint32_t box[] = {STEP, height}, by[] = {1, 1};
-  const CUresult result = encoder()(
-      &map, type == Type::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
-      const_cast<void*>(data), size, stride, box, by, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) throw std::runtime_error("memmod: cuTensorMapEncodeTiled: " + std::to_string(result));
-  return map;
-}
+#else
 
 int multiprocessors() {
   int device = 0, count = 0;
@@ -296,13 +259,16 @@ int multiprocessors() {
   return count;
 }
 
+#endif
+
 template <typename T, int N>
 void launch_tiles(Type type, const LinearFused& call, cudaStream_t stream) {
   const int tiles_m = static_cast<int>(divide_up(call.rows, TILE_M)),
             tiles_n = static_cast<int>(divide_up(call.units, N));
   const Maps maps{
-      map_of(type, call.x, call.rows, call.inputs, TILE_M), map_of(type, call.weight, call.units, call.inputs, N),
-      map_of(type, call.y, call.rows, call.units, ROWS)};
+      hopper::map_of(type, call.x, call.rows, call.inputs, TILE_M),
+      hopper::map_of(type, call.weight, call.units, call.inputs, N),
+      hopper::map_of(type, call.y, call.rows, call.units, ROWS)};
   const dim3 grid(static_cast<unsigned>(std::min(tiles_m * tiles_n, multiprocessors())));
   const auto bytes = sizeof(Shared<T, N>) + 1024;
   launch(linear_fused_kernel<T, N>, grid, dim3(THREADS), bytes, stream, maps, call, tiles_m, tiles_n);
@@ -329,6 +295,14 @@ int columns_for(const LinearFused& call) {
 
 }  // namespace
 
+#ifdef MEMMOD_HOST
+
+bool has_linear_fused(int) {
+  return true;
+}
+
+#else
+
 bool has_linear_fused(int device) {
   // Not known, no, yes.
   static std::array<std::atomic<int>, 64> known{};
@@ -348,6 +322,8 @@ bool has_linear_fused(int device) {
   return answer == 2;
 }
 
+#endif
+
 void linear_fused(Type type, const LinearFused& call, cudaStream_t stream) {
   const int columns = call.columns != 0 ? call.columns : columns_for(call);
   const auto run = [&](auto number) {
@@ -358,7 +334,5 @@ void linear_fused(Type type, const LinearFused& call, cudaStream_t stream) {
   };
   type == Type::bf16 ? run(c10::BFloat16{}) : run(c10::Half{});
 }
-
-#endif
 
 }  // namespace memmod

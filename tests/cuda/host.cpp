@@ -22,8 +22,17 @@ constexpr std::size_t THREADS = 1024, WARPS = THREADS / WARP, SLOT = 32, PAGE = 
 constexpr std::size_t SHARED = 227 * 1024, STATIC = 48 * 1024, GAP = 256, ARENA = SHARED + STATIC + 64 * GAP;
 // Blocks of a launch whose threads the thread sanitizer tells apart: new fibers, which it needs, take .4 ms each.
 constexpr std::uint64_t TRACED = 2;
+// Named barriers of a block, and the numbers of a tile's row.
+constexpr int NAMED = 16, ROW = 64;
 
-enum class State { ready, at_barrier, with_warp, done };
+enum class State { ready, at_barrier, at_named, at_phase, with_warp, done };
+
+// What a 64-bit barrier in shared memory holds.
+struct Phase { std::uint8_t count, pending, parity, unused; std::int32_t bytes; };
+static_assert(sizeof(Phase) == sizeof(std::uint64_t));
+struct Load { void* to; Matrix from; int column, row; std::uint64_t* barrier; };
+struct Store { Matrix to; const void* from; int column, row; };
+struct Work { std::function<void()> run; int group; };
 
 struct Fiber {
   Thread thread;
@@ -32,6 +41,11 @@ struct Fiber {
   int bytes, exchanges, groups;
   unsigned char slots[2][SLOT];
   std::vector<Copy> copies;
+  std::vector<Store> stores;
+  std::vector<Work> works;
+  int work_groups, named;
+  std::uint64_t* phase;
+  unsigned parity;
   void *stack_pointer, *tsan, *asan;
   unsigned char* stack;
   std::size_t stack_bytes;
@@ -42,6 +56,8 @@ struct Block {
   unsigned generation, ready[WARPS];
   int order[WARPS], rotation[WARPS];
   std::vector<std::pair<const void*, void*>> arrays;
+  std::vector<Load> loads;
+  int arrived[NAMED];
   std::size_t static_bytes, used;
   void (*call)(void*);
   void* context;
@@ -56,6 +72,7 @@ std::mt19937 generator;
 std::uint64_t launches = 0;
 // What the sanitizer orders barriers by: a thread can be one barrier ahead of the others.
 char barriers[2], warp_syncs[WARPS][2];
+[[maybe_unused]] char named_syncs[NAMED];
 
 extern "C" void memmod_switch(void** from, void* to);
 asm(R"(
@@ -125,9 +142,62 @@ void open_barrier_if_all_wait() {
   draw_order();
 }
 
+Phase& phase_of(std::uint64_t* barrier) { return *reinterpret_cast<Phase*>(barrier); }
+
+void end_phase_if_complete(Phase& phase) {
+  if (phase.pending > 0 || phase.bytes != 0) return;
+  phase.parity ^= 1;
+  phase.pending = phase.count;
+}
+
+// Byte `offset` of a tile that starts at a multiple of 1024.
+unsigned char* in_tile(const void* tile, int row, int column) {
+  const unsigned offset = static_cast<unsigned>(row * ROW + column) * 2;
+  return static_cast<unsigned char*>(const_cast<void*>(tile)) + (offset ^ (offset >> 7 & 7) << 4);
+}
+
+// For each number of a tile: its place in shared memory, and in the matrix or null where that ends before.
+template <typename Function>
+void for_tile(const void* tile, const Matrix& matrix, int column, int row, Function fn) {
+  for (int r = 0; r < matrix.height; ++r)
+    for (int c = 0; c < ROW; ++c) {
+      const bool inside = row + r < matrix.rows && column + c < matrix.columns;
+      const std::int64_t at = (static_cast<std::int64_t>(row) + r) * matrix.columns + column + c;
+      fn(in_tile(tile, r, c), inside ? static_cast<unsigned char*>(matrix.data) + 2 * at : nullptr);
+    }
+}
+
+// The loads that were announced to a barrier arrive.
+void deliver(std::uint64_t* barrier) {
+  for (const Load& load : block.loads) {
+    if (load.barrier != barrier) continue;
+    for_tile(load.to, load.from, load.column, load.row, [](unsigned char* to, const unsigned char* from) {
+      for (int i = 0; i < 2; ++i) to[i] = from == nullptr ? 0 : from[i];
+    });
+    phase_of(barrier).bytes -= load.from.height * ROW * 2;
+  }
+  std::erase_if(block.loads, [&](const Load& load) { return load.barrier == barrier; });
+  end_phase_if_complete(phase_of(barrier));
+}
+
+// Whether a thread that waits at a phase can go on.
+bool passes(const Fiber& fiber) {
+  if (phase_of(fiber.phase).parity == fiber.parity) deliver(fiber.phase);
+  return phase_of(fiber.phase).parity != fiber.parity;
+}
+
+// Threads that wait for a phase which is over; none: false.
+bool wake() {
+  bool any = false;
+  for (int i = 0; i < block.threads; ++i)
+    if (fibers[i].state == State::at_phase && passes(fibers[i])) set_ready(fibers[i]), any = true;
+  return any;
+}
+
 void enter() {
   ON_ASAN(__sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);)
   block.call(block.context);
+  if (!current->stores.empty() || !current->works.empty()) fail("a thread returns while its stores or products are under way");
   wait(State::done);
   --block.alive;
   open_barrier_if_all_wait();
@@ -145,6 +215,9 @@ void start(Fiber& fiber, unsigned i) {
   fiber.thread = {{i % now.size.x, i / now.size.x % now.size.y, i / now.size.x / now.size.y}, static_cast<int>(i % WARP)};
   fiber.exchanges = fiber.groups = 0;
   fiber.copies.clear();
+  fiber.stores.clear();
+  fiber.works.clear();
+  fiber.work_groups = 0;
   if (fiber.stack == nullptr) {
     fiber.stack = map(PAGE + STACK) + PAGE;
     if (mprotect(fiber.stack - PAGE, PAGE, PROT_NONE)) throw std::runtime_error("no guard page below a stack");
@@ -173,6 +246,8 @@ void run_block(dim3 index, std::size_t shared_bytes) {
   block.waiting = 0;
   block.static_bytes = block.used = block.generation = 0;
   block.arrays.clear();
+  block.loads.clear();
+  std::fill(block.arrived, block.arrived + NAMED, 0);
   block.warps = (block.threads + WARP - 1) / WARP;
   std::fill(block.ready, block.ready + WARPS, 0u);
   for (int i = 0; i < block.warps; ++i) block.order[i] = i;
@@ -185,8 +260,9 @@ void run_block(dim3 index, std::size_t shared_bytes) {
   now.dynamic_shared = take(shared_bytes);
   for (int i = 0; i < block.threads; ++i) start(fibers[i], static_cast<unsigned>(i));
   while (block.alive > 0 && block.error.empty()) {
+    if (&next() == &scheduler && wake()) continue;
     if (&next() == &scheduler)
-      block.error = "deadlock: " + std::to_string(block.waiting) + " threads wait at __syncthreads, others for lanes";
+      block.error = "deadlock: " + std::to_string(block.waiting) + " threads wait at __syncthreads, others for lanes or barriers";
     else
       switch_to(next());
   }
@@ -260,6 +336,75 @@ bool next_copy(int groups, Copy& copy) {
   copy = copies.front();
   copies.erase(copies.begin());
   return true;
+}
+
+void initialise(std::uint64_t* barrier, unsigned count) {
+  phase_of(barrier) = {static_cast<std::uint8_t>(count), static_cast<std::uint8_t>(count), 0, 0, 0};
+}
+
+void arrive(std::uint64_t* barrier, unsigned bytes) {
+  ON_TSAN(__tsan_release(barrier);)
+  Phase& phase = phase_of(barrier);
+  if (phase.pending == 0) fail("more threads arrive at a barrier than it counts");
+  --phase.pending;
+  phase.bytes += static_cast<std::int32_t>(bytes);
+  end_phase_if_complete(phase);
+}
+
+void wait_phase(std::uint64_t* barrier, unsigned parity) {
+  current->phase = barrier;
+  current->parity = parity;
+  if (!passes(*current)) {
+    wait(State::at_phase);
+    switch_to(next());
+  }
+  ON_TSAN(__tsan_acquire(barrier);)
+}
+
+void named_barrier(int id, int threads) {
+  if (id <= 0 || id >= NAMED) fail("there is no such named barrier");
+  ON_TSAN(__tsan_release(&named_syncs[id]);)
+  if (++block.arrived[id] == threads) {
+    block.arrived[id] = 0;
+    for (int i = 0; i < block.threads; ++i)
+      if (fibers[i].state == State::at_named && fibers[i].named == id) set_ready(fibers[i]);
+    draw_order();
+  } else {
+    current->named = id;
+    wait(State::at_named);
+    switch_to(next());
+  }
+  ON_TSAN(__tsan_acquire(&named_syncs[id]);)
+}
+
+void load_tile(void* to, const Matrix& from, int column, int row, std::uint64_t* barrier) {
+  if (reinterpret_cast<std::uintptr_t>(to) % 1024 != 0) fail("a tile starts at no multiple of 1024 bytes");
+  for (int i = 0; i < from.height * ROW * 2; ++i) static_cast<unsigned char*>(to)[i] = 0xff;
+  block.loads.push_back({to, from, column, row, barrier});
+}
+
+void store_tile(const Matrix& to, const void* from, int column, int row) {
+  if (reinterpret_cast<std::uintptr_t>(from) % 1024 != 0) fail("a tile starts at no multiple of 1024 bytes");
+  current->stores.push_back({to, from, column, row});
+}
+
+void wait_stores() {
+  for (const Store& store : current->stores)
+    for_tile(store.from, store.to, store.column, store.row, [](const unsigned char* from, unsigned char* to) {
+      for (int i = 0; i < 2 && to != nullptr; ++i) to[i] = from[i];
+    });
+  current->stores.clear();
+}
+
+void later(std::function<void()> work) { current->works.push_back({std::move(work), current->work_groups}); }
+
+void commit_products() { ++current->work_groups; }
+
+void wait_products(int groups) {
+  auto& works = current->works;
+  std::size_t done = 0;
+  while (done < works.size() && works[done].group < current->work_groups - groups) works[done++].run();
+  works.erase(works.begin(), works.begin() + static_cast<std::ptrdiff_t>(done));
 }
 
 void run(dim3 grid, dim3 size, std::size_t shared_bytes, void (*call)(void*), void* context) {

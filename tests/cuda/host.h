@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <tuple>
 
 struct dim3 {
@@ -29,6 +30,7 @@ using cudaStream_t = void*;
 #define MEMMOD_SHARED(type, name, ...)    \
   static const char memmod_site_##name{}; \
   auto& name = *static_cast<type(*) __VA_ARGS__>(host::shared(&memmod_site_##name, sizeof(type __VA_ARGS__)))
+#define MEMMOD_GRID_CONSTANT
 #define MEMMOD_DYNAMIC_SHARED(name) auto* const name = static_cast<unsigned char*>(host::now.dynamic_shared)
 
 #define threadIdx (host::now.thread->index)
@@ -57,6 +59,25 @@ void copy_async(void* dst, const void* src, unsigned bytes);
 void commit_copies();
 // The oldest copy that is not among the last `groups` committed groups and those that are not committed; false: none.
 bool next_copy(int groups, Copy& copy);
+
+// What sm_90 does by itself, for csrc/cuda/include/hopper.cuh. A barrier's phase is over when all have arrived and all
+// bytes that they announced are there.
+void initialise(std::uint64_t* barrier, unsigned count);
+void arrive(std::uint64_t* barrier, unsigned bytes);
+void wait_phase(std::uint64_t* barrier, unsigned parity);
+// Of so many of a block's threads, whichever come to it.
+void named_barrier(int id, int threads);
+// A matrix of 16-bit numbers, of which tiles of `height` rows of 64 are copied, in the swizzle of 128 bytes.
+struct Matrix { void* data; int rows, columns, height; };
+// A tile is NaN until its barrier is waited for.
+void load_tile(void* to, const Matrix& from, int column, int row, std::uint64_t* barrier);
+// A tile is read when this thread waits for its stores.
+void store_tile(const Matrix& to, const void* from, int column, int row);
+void wait_stores();
+// Work of this thread that is done when it waits until no more than `groups` committed groups are under way.
+void later(std::function<void()> work);
+void commit_products();
+void wait_products(int groups);
 
 // Runs call(context) once for each thread of each block; throws std::runtime_error for what a GPU would not survive.
 void run(dim3 grid, dim3 block, std::size_t shared_bytes, void (*call)(void*), void* context);

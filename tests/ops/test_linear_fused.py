@@ -1,5 +1,6 @@
-"""The product with gates in its epilogue (csrc/cuda/linear_fused.cu), on a GPU that has its instructions: within the
-rounding of exact arithmetic, whatever is left over of tiles, and by the op and eager calls alike."""
+"""The product with gates in its epilogue (csrc/cuda/linear_fused.cu), on a GPU that has its instructions or, under the
+host shim (`pytest -p tests.cuda.plugin`), on the CPU: within the rounding of exact arithmetic, whatever is left over of
+tiles, and by the op and eager calls alike."""
 
 from __future__ import annotations
 
@@ -14,10 +15,19 @@ from memmod import functional
 from memmod.ops import dispatch
 from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.cuda import policy
+from memmod.ops.backends.cuda import register as cuda_kernels
+from memmod.ops.backends.cuda.primitives import gated_product
+from memmod.ops.calls import LinearCall
 
 dispatch.load()
-HAS = dispatch.availability()["cuda"] is None and policy.has_linear_fused(torch.device("cuda", 0))
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HAS, reason="no device of compute capability 9.0")]
+DEVICE = torch.device(cuda_kernels.device_type())
+HOST = DEVICE.type == "cpu"
+HAS = HOST or (dispatch.availability()["cuda"] is None and policy.has_linear_fused(torch.device("cuda", 0)))
+pytestmark = [
+    *([] if HOST else [pytest.mark.gpu]),
+    pytest.mark.skipif(not HAS, reason="no device of compute capability 9.0"),
+]
+on_gpu = pytest.mark.skipif(HOST, reason="needs a GPU")
 
 # Samples, rows of each, inputs, units: whole tiles; rows, inputs and units that leave some over; tiles with rows of
 # two, three and four samples; more tiles than a GPU has multiprocessors; one step, less than a step.
@@ -27,8 +37,7 @@ SHAPES = [
     (7, 64, 72, 264),
     (9, 49, 200, 96),
     (11, 43, 64, 8),
-    (96, 197, 384, 768),
-    (2, 1000, 8, 4104),
+    *([] if HOST else [(96, 197, 384, 768), (2, 1000, 8, 4104)]),
 ]
 DTYPES = (torch.bfloat16, torch.float16)
 CLASSES = 10
@@ -37,8 +46,12 @@ CLASSES = 10
 @pytest.fixture(autouse=True)
 def cuda_alone():
     before = dispatch.get_backend()
+    path = gpu_policy.forced()
     dispatch.set_backend("cuda")
+    # The host shim's tests force it.
+    gpu_policy.force(None)
     yield
+    gpu_policy.force(path)
     dispatch.set_backend(before)
 
 
@@ -60,11 +73,11 @@ class Problem:
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=g)
 
-        self.x = draw(samples, rows, inputs).to("cuda", dtype)
-        self.weight = (draw(units, inputs) / inputs**0.5).to("cuda", dtype)
-        self.bias: Tensor | None = draw(units).to("cuda", dtype)
-        self.memory = draw(CLASSES, units).cuda()
-        self.index = torch.randint(-1, CLASSES, (samples,), generator=g).cuda()
+        self.x = draw(samples, rows, inputs).to(DEVICE, dtype)
+        self.weight = (draw(units, inputs) / inputs**0.5).to(DEVICE, dtype)
+        self.bias: Tensor | None = draw(units).to(DEVICE, dtype)
+        self.memory = draw(CLASSES, units).to(DEVICE)
+        self.index = torch.randint(-1, CLASSES, (samples,), generator=g).to(DEVICE)
 
     def run(self, **options: Any) -> Tensor:
         return functional.modulated_linear(self.x, self.weight, self.bias, self.memory, self.index, **options)
@@ -74,13 +87,13 @@ class Problem:
         index = self.index.view(len(self.index), -1)
         alpha = self.memory.double()[index.clamp(min=0)]
         s = {"sigmoid": alpha.sigmoid(), "identity": alpha, "hard": (alpha > 0).double()}[gate]
-        first = torch.tensor([[c not in row[:i] for i, c in enumerate(row)] for row in index.tolist()]).cuda()
+        first = torch.tensor([[c not in row[:i] for i, c in enumerate(row)] for row in index.tolist()]).to(DEVICE)
         return torch.where(((index >= 0) & first)[:, :, None], s, 1.0).prod(1)
 
     def expected(self, gate: str = "sigmoid", gate_bias: bool = True, relu: bool = False) -> tuple[Tensor, Tensor]:
         """The exact result, and the sum of absolute values behind each of its numbers."""
         x, weight = self.x.double(), self.weight.double()
-        bias = torch.zeros(len(weight)).cuda().double() if self.bias is None else self.bias.double()
+        bias = torch.zeros(len(weight)).to(DEVICE).double() if self.bias is None else self.bias.double()
         s = self.gates(gate).repeat_interleave(len(x) // len(self.index), 0)[:, None]
         z, size = x @ weight.T, x.abs() @ weight.abs().T
         y = (z + bias) * s if gate_bias else z * s + bias
@@ -123,14 +136,15 @@ def test_gates_and_biases(gate, gate_bias, bias):
 @pytest.mark.parametrize("index", [[[3, 5], [-1, -1], [2, 2], [-1, 7]], [3], [[1, 2]], [-1]], ids=str)
 def test_sets_and_one_selection_for_all(index):
     problem = Problem(4, 131, 128, 264, torch.float16)
-    problem.index = torch.tensor(index, device="cuda")
+    problem.index = torch.tensor(index, device=DEVICE)
     with torch.no_grad():
         problem.check(problem.run())
 
 
+@on_gpu
 def test_a_class_out_of_range_gives_nan_in_its_rows_alone():
     problem = Problem(4, 100, 64, 64, torch.bfloat16)
-    problem.index = torch.tensor([1, CLASSES, -1, -2], device="cuda")
+    problem.index = torch.tensor([1, CLASSES, -1, -2], device=DEVICE)
     with torch.no_grad():
         y = problem.run()
     assert y[[1, 3]].isnan().all()
@@ -149,7 +163,7 @@ def test_the_op_gives_the_same_bits_as_eager_calls(served):
     problem = Problem(9, 49, 200, 96, torch.bfloat16)
     with torch.no_grad():
         eager = problem.run()
-        assert not served
+        assert HOST or not served
         args = (problem.x, problem.weight, problem.bias, problem.memory, None, problem.index, "sigmoid", True, False)
         by_op, _ = torch.ops.memmod.modulated_linear(*args)
     assert served
@@ -166,23 +180,33 @@ def test_another_path_that_is_forced_is_taken(served):
             problem.check(own)
         finally:
             gpu_policy.force(None)
-    assert not served
+    assert len(served) == HOST
     assert not torch.equal(own, library)
     torch.testing.assert_close(own, library, rtol=2e-2, atol=2e-2)
 
 
 def test_calls_repeat_their_bits():
-    problem = Problem(96, 197, 384, 768, torch.bfloat16)
+    problem = Problem(*((4, 100, 64, 264) if HOST else (96, 197, 384, 768)), torch.bfloat16)
     with torch.no_grad():
         first = problem.run()
-        assert all(torch.equal(first, problem.run()) for _ in range(20))
+        assert all(torch.equal(first, problem.run()) for _ in range(3 if HOST else 20))
+
+
+@pytest.mark.parametrize("columns", [128, 192, 256])
+@pytest.mark.parametrize("shape", [(4, 97, 200, 328), (9, 49, 64, 200)], ids=str)
+def test_tiles_of_every_width(shape, columns):
+    problem = Problem(*shape, torch.float16)
+    args = (problem.x, problem.weight, problem.bias, problem.memory, None, problem.index, "sigmoid", True, False)
+    y = torch.full((*shape[:2], shape[3]), float("nan"), dtype=problem.x.dtype, device=DEVICE)
+    gated_product(problem.x, LinearCall(*args), y, columns)
+    problem.check(y)
 
 
 def test_operands_that_start_anywhere():
     problem = Problem(4, 100, 64, 64, torch.bfloat16)
-    shifted = torch.empty(problem.x.numel() + 1, dtype=problem.x.dtype, device="cuda")[1:].view_as(problem.x)
+    shifted = torch.empty(problem.x.numel() + 1, dtype=problem.x.dtype, device=DEVICE)[1:].view_as(problem.x)
     problem.x, given = shifted.copy_(problem.x), problem.x
-    weight = torch.empty(problem.weight.numel() + 3, dtype=problem.x.dtype, device="cuda")[3:].view_as(problem.weight)
+    weight = torch.empty(problem.weight.numel() + 3, dtype=problem.x.dtype, device=DEVICE)[3:].view_as(problem.weight)
     problem.weight = weight.copy_(problem.weight)
     with torch.no_grad():
         moved = problem.run()
@@ -198,12 +222,12 @@ def test_gradients(gate):
     """Against fp64, on the CPU."""
     problem = Problem(6, 70, 64, 136, torch.bfloat16)
     x, memory = problem.x.detach().requires_grad_(), problem.memory.detach().requires_grad_()
-    dy = torch.randn(6, 70, 136, device="cuda").bfloat16()
+    dy = torch.randn(6, 70, 136, device=DEVICE).bfloat16()
     y = functional.modulated_linear(x, problem.weight, problem.bias, memory, problem.index, gate=gate)
     got = torch.autograd.grad(y, (x, memory), dy)
     exact_x, exact_memory = (t.detach().double().cpu().requires_grad_() for t in (x, memory))
     weight, bias = problem.weight.double().cpu(), problem.bias.double().cpu()
-    dispatch.set_backend(None)
+    dispatch.set_backend("reference")
     exact = functional.modulated_linear(exact_x, weight, bias, exact_memory, problem.index.cpu(), gate=gate)
     expected = torch.autograd.grad(exact, (exact_x, exact_memory), dy.double().cpu())
     for one, other in zip(got, expected, strict=True):
@@ -221,10 +245,10 @@ def test_a_relu_behind_it():
 @pytest.mark.parametrize("side", [7, 14])
 def test_pointwise_convolutions_in_channels_last(side, served):
     g = torch.Generator().manual_seed(0)
-    x = torch.randn(12, 64, side, side, generator=g).bfloat16().cuda().contiguous(memory_format=torch.channels_last)
-    weight = (torch.randn(136, 64, 1, 1, generator=g) / 8).bfloat16().cuda()
-    bias, memory = torch.randn(136, generator=g).bfloat16().cuda(), torch.randn(10, 136, generator=g).cuda()
-    index = torch.randint(-1, 10, (12,), generator=g).cuda()
+    x = torch.randn(12, 64, side, side, generator=g).bfloat16().to(DEVICE).contiguous(memory_format=torch.channels_last)
+    weight = (torch.randn(136, 64, 1, 1, generator=g) / 8).bfloat16().to(DEVICE)
+    bias, memory = torch.randn(136, generator=g).bfloat16().to(DEVICE), torch.randn(10, 136, generator=g).to(DEVICE)
+    index = torch.randint(-1, 10, (12,), generator=g).to(DEVICE)
     with torch.no_grad():
         y = functional.modulated_conv2d(x, weight, bias, memory, index)
         options = ([1, 1], [0, 0], [1, 1], 1)
@@ -242,6 +266,7 @@ def test_pointwise_convolutions_in_channels_last(side, served):
     torch.testing.assert_close(y.double(), exact, rtol=1e-2, atol=1e-2)
 
 
+@on_gpu
 def test_graphs_and_streams():
     problem = Problem(8, 197, 192, 384, torch.bfloat16)
     stream = torch.cuda.Stream()
@@ -261,6 +286,7 @@ def test_graphs_and_streams():
     assert torch.equal(y, 2 * expected)
 
 
+@on_gpu
 def test_compiled():
     problem = Problem(8, 197, 192, 384, torch.bfloat16)
     with torch.no_grad():

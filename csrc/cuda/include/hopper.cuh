@@ -1,18 +1,36 @@
 // The PTX of sm_90a that linear_fused.cu needs: barriers in shared memory, copies of tiles by the tensor memory
-// accelerator, and products of a warpgroup (PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix Instructions").
+// accelerator, and products of a warpgroup (PTX ISA 8.0, "Asynchronous Warpgroup Level Matrix Instructions"); each with
+// what it does on the CPU under the tests' host shim.
 #pragma once
 
+#ifndef MEMMOD_HOST
 #include <cuda.h>
+#endif
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
+#include "kernels.h"
 #include "ptx.cuh"
 
 namespace memmod::hopper {
 
 // A barrier that `count` arrivals and the bytes that are expected complete; its phases alternate between 0 and 1.
 using Barrier = uint64_t;
+// Numbers of 16 bits of a tile's row: 128 bytes, the widest swizzle.
+constexpr int ROW = 64;
+
+// Where the accelerator puts the 16 bytes at `offset` of a tile in rows of 128 bytes: of 8 rows no two start in the
+// same bank.
+__host__ __device__ constexpr unsigned swizzled(unsigned offset) {
+  return offset ^ (offset >> 7 & 7) << 4;
+}
+
+#ifndef MEMMOD_HOST
+
+using Map = CUtensorMap;
 
 __device__ __forceinline__ void initialise(Barrier* barrier, unsigned count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(ptx::shared_address(barrier)), "r"(count));
@@ -46,7 +64,7 @@ __device__ __forceinline__ void wait(Barrier* barrier, unsigned parity) {
 }
 
 // The tile of a matrix whose first number is in this column and row; zeros where it ends before.
-__device__ __forceinline__ void load_tile(void* to, const CUtensorMap* map, int column, int row, Barrier* barrier) {
+__device__ __forceinline__ void load_tile(void* to, const Map* map, int column, int row, Barrier* barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
           ptx::shared_address(to)),
@@ -55,7 +73,7 @@ __device__ __forceinline__ void load_tile(void* to, const CUtensorMap* map, int 
 }
 
 // What is outside of the matrix is not written.
-__device__ __forceinline__ void store_tile(const CUtensorMap* map, const void* from, int column, int row) {
+__device__ __forceinline__ void store_tile(const Map* map, const void* from, int column, int row) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
                "r"(ptx::shared_address(from)), "r"(column), "r"(row)
                : "memory");
@@ -75,7 +93,7 @@ __device__ __forceinline__ void fence_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-__device__ __forceinline__ void prefetch(const CUtensorMap* map) {
+__device__ __forceinline__ void prefetch(const Map* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
@@ -198,5 +216,158 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   }
   return word;
 }
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+// The driver's function, without a link to its library.
+inline Encode encoder() {
+  static const Encode found = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    check_cuda(
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result));
+    if (result != cudaDriverEntryPointSuccess)
+      throw std::runtime_error("memmod: the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<Encode>(function);
+  }();
+  return found;
+}
+
+// A matrix [rows, columns] of 16 bits, of which tiles of height x ROW are copied.
+inline Map map_of(Type type, const void* data, int rows, int columns, unsigned height) {
+  Map map;
+  const cuuint64_t size[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t stride[] = {static_cast<cuuint64_t>(columns) * 2};
+  const cuuint32_t box[] = {ROW, height}, by[] = {1, 1};
+  const CUresult result = encoder()(
+      &map, type == Type::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
+      const_cast<void*>(data), size, stride, box, by, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) throw std::runtime_error("memmod: cuTensorMapEncodeTiled: " + std::to_string(result));
+  return map;
+}
+
+#else
+
+using Map = host::Matrix;
+
+inline Map map_of(Type, const void* data, int rows, int columns, unsigned height) {
+  return {const_cast<void*>(data), rows, columns, static_cast<int>(height)};
+}
+
+inline void initialise(Barrier* barrier, unsigned count) {
+  host::initialise(barrier, count);
+}
+
+inline void fence_barriers() {
+}
+
+inline void arrive(Barrier* barrier) {
+  host::arrive(barrier, 0);
+}
+
+inline void arrive_expecting(Barrier* barrier, unsigned bytes) {
+  host::arrive(barrier, bytes);
+}
+
+inline void wait(Barrier* barrier, unsigned parity) {
+  host::wait_phase(barrier, parity);
+}
+
+inline void load_tile(void* to, const Map* map, int column, int row, Barrier* barrier) {
+  host::load_tile(to, *map, column, row, barrier);
+}
+
+inline void store_tile(const Map* map, const void* from, int column, int row) {
+  host::store_tile(*map, from, column, row);
+}
+
+inline void commit_stores() {
+}
+
+inline void wait_stores() {
+  host::wait_stores();
+}
+
+inline void fence_shared() {
+}
+
+inline void prefetch(const Map*) {
+}
+
+inline void sync_warpgroup(int id) {
+  host::named_barrier(id, 128);
+}
+
+template <int REGISTERS>
+void give_registers() {
+}
+
+template <int REGISTERS>
+void take_registers() {
+}
+
+inline void start_products() {
+}
+
+inline void commit_products() {
+  host::commit_products();
+}
+
+template <int GROUPS>
+void wait_products() {
+  host::wait_products(GROUPS);
+}
+
+template <int N>
+void hold(float (&)[N]) {
+}
+
+// In units of 16 bytes, as on a GPU.
+inline uint64_t descriptor(const void* tile) {
+  return reinterpret_cast<uintptr_t>(tile) >> 4;
+}
+
+template <typename T>
+double number_at(uintptr_t tile, int row, int column) {
+  const auto at = tile + row * 128 + column * 2;
+  const uint16_t bits = *reinterpret_cast<const volatile uint16_t*>(at ^ (at >> 7 & 7) << 4);
+  T number;
+  for (int i = 0; i < 2; ++i) reinterpret_cast<unsigned char*>(&number)[i] = static_cast<unsigned char>(bits >> 8 * i);
+  return static_cast<float>(number);
+}
+
+// Computed when it is waited for.
+template <typename T, int SUMS>
+void multiply(float (&sum)[SUMS], uint64_t a, uint64_t b, bool first) {
+  host::later([a, b, first, to = sum] {
+    const int thread = host::now.thread->index.x % 128, lane = thread % 32;
+    double numbers_a[2][16];
+    for (int h = 0; h < 2; ++h)
+      for (int k = 0; k < 16; ++k) numbers_a[h][k] = number_at<T>(a << 4, thread / 32 * 16 + lane / 4 + 8 * h, k);
+    for (int j = 0; j < SUMS / 4; ++j)
+      for (int i = 0; i < 2; ++i) {
+        double products[2][16];
+        for (int k = 0; k < 16; ++k) {
+          const double number = number_at<T>(b << 4, 8 * j + lane % 4 * 2 + i, k);
+          for (int h = 0; h < 2; ++h) products[h][k] = numbers_a[h][k] * number;
+        }
+        for (int h = 0; h < 2; ++h) {
+          float& at = to[4 * j + 2 * h + i];
+          at = ptx::add_towards_zero(first ? 0.0f : at, products[h]);
+        }
+      }
+  });
+}
+
+template <typename T>
+uint32_t pack(float low, float high) {
+  const T numbers[] = {static_cast<T>(low), static_cast<T>(high)};
+  uint32_t word;
+  std::memcpy(&word, numbers, sizeof(word));
+  return word;
+}
+
+#endif
 
 }  // namespace memmod::hopper

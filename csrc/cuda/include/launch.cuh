@@ -10,6 +10,7 @@
 #include <string>
 
 #define MEMMOD_SHARED(type, name, ...) __shared__ __align__(16) type name __VA_ARGS__
+#define MEMMOD_GRID_CONSTANT __grid_constant__
 #define MEMMOD_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
 inline void check_cuda(cudaError_t error) {

@@ -73,6 +73,10 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 
 #else
 
+inline unsigned shared_address(const void* p) {
+  return static_cast<unsigned>(reinterpret_cast<uintptr_t>(p));
+}
+
 // A copy's bytes are NaN from its start to its end, so that a kernel that does not wait computes with NaN.
 inline void cp_async(void* dst, const void* src, unsigned bytes) {
   for (int i = 0; i < 4; ++i) static_cast<volatile uint32_t*>(dst)[i] = 0xffffffff;

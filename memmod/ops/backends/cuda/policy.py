@@ -15,6 +15,8 @@ from memmod.ops.backends.gpu_policy import Path
 from memmod.ops.calls import ConvCall, ConvGradCall, LayerCall, LinearCall
 from memmod.ops.layout import conv_memory_format, conv_output_size
 
+# The type of the device whose tensors the loaded kernels take: "cpu" where tests run them there.
+device_type = "cuda"
 # Rows that csrc/cuda/include/kernels.h serves in one reading of the weight.
 SMALL_ROWS = 16
 # csrc/cuda/include/kernels.h: of a sample, what the product with gates in its epilogue needs.
@@ -78,7 +80,7 @@ def _fused(call: LayerCall, rows: int, forced: Path | None) -> bool:
 @functools.cache
 def has_linear_fused(device: torch.device) -> bool:
     """Whether a GPU has that product's instructions, and the extension its code."""
-    return device.type == "cuda" and torch.ops.memmod_cuda.has_linear_fused.default(torch.empty(0, device=device))
+    return device.type == device_type and torch.ops.memmod_cuda.has_linear_fused.default(torch.empty(0, device=device))
 
 
 def by_library(call: ConvCall) -> bool:

@@ -20,8 +20,6 @@ _KERNEL = "the CUDA kernel"
 # What the tail's second dim of blocks, 65,535 at most, reaches: 32 channels each, or a chunk of a line.
 BLOCKS = 2**16 - 1
 CHANNELS, LINE = 32 * BLOCKS, LINE_CHUNK * BLOCKS
-# The type of the device whose tensors the loaded kernels take.
-_device = "cuda"
 
 
 def unusable(package: Path = PACKAGE) -> str | None:
@@ -76,12 +74,11 @@ def register() -> None:
 
 def load(library: Path, device: str) -> str | None:
     """Load the kernels for tensors of that type of device, and register them; what went wrong, or None."""
-    global _device
     try:
         torch.ops.load_library(library)
     except OSError as error:
         return f"{library} cannot be loaded: {error}; {REBUILD}"
-    _device = device
+    cuda_paths.device_type = device
     for op, supports in gpu_supports(_KERNEL, _unserved).items():
         dispatch.register(op, "cuda", functools.partial(OPS[op], CUDA), supports, cuda_paths.passes_over(op))
     return None
@@ -89,12 +86,12 @@ def load(library: Path, device: str) -> str | None:
 
 def device_type() -> str:
     """The type of the device whose tensors the kernels take: "cuda", or "cpu" where tests run them there."""
-    return _device
+    return cuda_paths.device_type
 
 
 def _unserved(x: Tensor, *memories: Tensor | None) -> str | None:
-    if x.device.type != _device:
-        return f"{_KERNEL} needs a {_device.upper()} tensor, x is on {x.device}"
+    if x.device.type != device_type():
+        return f"{_KERNEL} needs a {device_type().upper()} tensor, x is on {x.device}"
     return (_no_code(x.device) if x.is_cuda else None) or unserved(_KERNEL, x, *memories) or _too_long(x, *memories)
 
 
