@@ -140,7 +140,7 @@ KERNEL_TESTS := tests/ops/test_modulated_linear.py tests/ops/test_modulated_conv
 # What Triton's interpreter serves of them: neither fp64 nor bf16, and its library products follow the threads.
 INTERPRETED = $(KERNEL_TESTS) -k "not gradcheck and not autocast and not threads"
 # What the CUDA kernels serve, and the C++ that calls them: not fp64; the library's products beside them follow the threads.
-ON_HOST = $(KERNEL_TESTS) tests/ops/test_eager_on_gpu.py -k "not gradcheck and not threads"
+ON_HOST = $(KERNEL_TESTS) tests/ops/test_eager_on_gpu.py tests/ops/test_linear_fused.py -k "not gradcheck and not threads"
 
 # The examples' own tests, those with heavy frameworks too, in an environment beside .venv that sees its packages.
 EXAMPLES := build/examples

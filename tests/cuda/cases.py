@@ -24,6 +24,9 @@ FEW = Case("modulate_output", (19, 2, 37), gate="identity", options=CHANNELS_LAS
 # Of the layers: 3 and 11 rows, 5 steps of 256 inputs and 2 of 256 vectors, 10 and 9 blocks of units.
 SMALL = Case("modulated_linear", (3, 1031, 37), granularity=BOTH)
 SMALL_WIDE = Case("modulated_linear", (11, 2072, 35), "sets", dtype=torch.bfloat16, granularity=BOTH)
+# Tiles of 128 rows in which two and four samples meet, two tiles of units, more tiles than blocks, two and three steps.
+FUSED = Case("modulated_linear", (3, 130, 136, 200), dtype=torch.float16)
+FUSED_SETS = Case("modulated_linear", (6, 49, 72, 264), "sets", dtype=torch.bfloat16)
 # Two blocks of pixels, two of units, and 5 to 10 steps; 9 x 6 or 9 x 8 inputs.
 CONV = Case("modulated_conv2d", (2, 6, 9, 9, 67, 3), granularity=BOTH, options=PADDED, **LAST)
 CONV_BF16 = Case("modulated_conv2d", (2, 8, 9, 9, 67, 3), "sets", dtype=torch.bfloat16, options=PADDED, **LAST)
@@ -54,6 +57,8 @@ CASES = (
     FEW,
     SMALL,
     SMALL_WIDE,
+    FUSED,
+    FUSED_SETS,
     CONV,
     CONV_BF16,
     CONV_F16,

@@ -45,9 +45,10 @@ class Plant(NamedTuple):
         return files
 
 
-OUTPUT, LINEAR, CONV, GATES, WARP = (
+OUTPUT, LINEAR, FUSED, CONV, GATES, WARP = (
     "cuda/output.cu",
     "cuda/linear_small.cu",
+    "cuda/linear_fused.cu",
     "cuda/conv2d.cu",
     "cuda/include/gates.cuh",
     "cuda/wrappers.cu",
@@ -59,6 +60,12 @@ PARTS_SYNC = "  __syncthreads();\n  if (!mine) return;\n"
 ARRIVED = "    __syncthreads();\n    if (step + STAGES"
 LAST_WAIT = "  ptx::cp_async_wait<0>();\n  __syncthreads();\n"
 RESULTS = "sum[i][j][e + 1]});\n      }\n  __syncthreads();\n"
+FULL_WAIT = "      hopper::wait(&shared.full[stage.at], stage.parity);\n"
+ALL_PRODUCTS = "    hopper::wait_products<0>();\n"
+GATES_WAIT = "    hopper::wait(&shared.gates_full[buffer.at], buffer.parity);\n"
+GATES_READ = "    hopper::wait(&shared.gates_empty[buffer.at], buffer.parity ^ 1);\n"
+Y_WAIT = "    if (elected) hopper::wait_stores();\n"
+LAST_Y_WAIT = "  }\n  if (elected) hopper::wait_stores();\n"
 READ_A = "place(warp_m + i * 16 + lane % 16, half + lane / 16)"
 
 PLANTS = (
@@ -271,6 +278,62 @@ PLANTS = (
         (("value = OTHER && relu", "value = false && relu"),),
         "relu",
         "MANY_ROWS",
+    ),
+    Plant("a tile multiplied before it is there", FUSED, ((FULL_WAIT, ""),), "shim", "FUSED"),
+    Plant(
+        "a tile given back while it is multiplied",
+        FUSED,
+        (("hopper::wait_products<1>();", "hopper::wait_products<2>();"),),
+        "bound",
+        "FUSED",
+    ),
+    Plant("products that nothing waits for", FUSED, ((ALL_PRODUCTS, ""),), "shim", "FUSED"),
+    Plant(
+        "a product added to the tile before it", FUSED, (("k == 0 && i == 0", "k == 0 && i == 1"),), "bound", "FUSED"
+    ),
+    Plant("gates read before they are made", FUSED, ((GATES_WAIT, ""),), "bound", "FUSED"),
+    Plant("gates made while others are read", FUSED, ((GATES_READ, ""),), "shim", "FUSED"),
+    Plant("a tile of y written while one is stored", FUSED, ((Y_WAIT, ""),), "bound", "FUSED"),
+    Plant("a tile of y that nothing waits for", FUSED, ((LAST_Y_WAIT, "  }\n"),), "shim", "FUSED"),
+    Plant(
+        "a tile of y without the swizzle",
+        FUSED,
+        (("hopper::swizzled((own + 8 * h) * 128 + j % 8 * 16)", "((own + 8 * h) * 128 + j % 8 * 16)"),),
+        "bound",
+        "FUSED",
+    ),
+    Plant(
+        "no sample behind a tile's second",
+        FUSED,
+        (("[at / call.rows_per_sample - first]", "[at / call.rows_per_sample - first > 0]"),),
+        "bound",
+        "FUSED_SETS",
+    ),
+    Plant(
+        "fewer bytes announced than come",
+        FUSED,
+        (("sizeof(shared.x[0]) + sizeof(shared.weight[0])", "sizeof(shared.weight[0])"),),
+        "shim",
+        "FUSED",
+    ),
+    Plant(
+        "a barrier that counts warpgroups where warps arrive",
+        FUSED,
+        (
+            (
+                "hopper::initialise(&shared.empty[i], CONSUMER_WARPS);",
+                "hopper::initialise(&shared.empty[i], CONSUMERS);",
+            ),
+        ),
+        "shim",
+        "FUSED",
+    ),
+    Plant(
+        "gates of units that are not there",
+        FUSED,
+        (("      if (unit >= call.units) continue;\n", ""),),
+        "address sanitizer",
+        "FUSED",
     ),
     Plant(
         "shared memory without the macro",

@@ -128,7 +128,7 @@ def test_convolutions_by_the_library(old_gpu):
     ],
 )
 def test_sizes_that_the_kernels_count_to(monkeypatch, shape, dim, reason):
-    monkeypatch.setattr(cuda_kernels, "_device", "meta")
+    monkeypatch.setattr(cuda_paths, "device_type", "meta")
     x, memory = torch.empty(shape, device="meta"), torch.empty(3, shape[dim], device="meta")
     index = torch.empty(1, dtype=torch.int64, device="meta")
     supports = gpu_supports("the CUDA kernel", cuda_kernels._unserved)["modulate_output"]
