@@ -43,6 +43,10 @@ OUTSIDE = [
 ]
 CASES = [
     *(case for case in ANYWHERE if case.dtype != torch.bfloat16 or not HOST),
+    # What linear_fused serves, where the device has it.
+    Case("modulated_linear", (6, 64, 24, 40), dtype=torch.float16),
+    Case("modulated_linear", (6, 64, 24, 40), "whole batch", dtype=torch.float16),
+    Case("modulated_conv2d", (6, 8, 8, 8, 16, 1), "sets", dtype=torch.float16, **LAST),
     Case("modulated_linear", (12, 33, 31), "whole batch", granularity="unit+input"),
     Case("modulated_linear", (4, 9, 24, 32), "sets", gate="identity", granularity="unit+input", gate_bias=False),
     Case("modulated_linear", (4, 24, 32), "sets", keep_gated=True, granularity="unit+input"),
