@@ -131,7 +131,8 @@ void linear_fused_op(
       " units");
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   STD_TORCH_CHECK(
-      aligned(x.const_data_ptr()) && aligned(weight.const_data_ptr()), "linear_fused reads multiples of 16 bytes");
+      aligned(x.const_data_ptr()) && aligned(weight.const_data_ptr()) && aligned(read(bias)),
+      "linear_fused reads multiples of 16 bytes");
   const Place place(x);
   linear_fused(
       type_of(x),

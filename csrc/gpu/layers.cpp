@@ -101,8 +101,8 @@ void linear_fused_kernel(
     return reinterpret_cast<std::uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : t.clone();
   };
   kernel.call(
-      aligned(x), aligned(given_weight.contiguous()), bias.has_value() ? Optional(bias->contiguous()) : bias, y,
-      modulation.memory->contiguous(), modulation.index.contiguous(), static_cast<int64_t>(modulation.gate),
+      aligned(x), aligned(given_weight.contiguous()), bias.has_value() ? Optional(aligned(bias->contiguous())) : bias,
+      y, modulation.memory->contiguous(), modulation.index.contiguous(), static_cast<int64_t>(modulation.gate),
       modulation.gate_bias, modulation.relu, 0);
 }
 

@@ -76,7 +76,7 @@ struct LinearSmall {
 void linear_small(Type type, const LinearSmall& call, cudaStream_t stream);
 
 // As linear_small without gates of the inputs, for 16 bits and many rows: samples of at least FUSED_ROWS rows, inputs
-// and units multiples of 8, x, weight and y at multiples of 16 bytes. relu: a ReLU behind all.
+// and units multiples of 8, x, weight, bias and y at multiples of 16 bytes. relu: a ReLU behind all.
 constexpr int FUSED_ROWS = 43;
 struct LinearFused {
   const void *x, *weight, *bias;

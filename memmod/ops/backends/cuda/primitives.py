@@ -130,11 +130,15 @@ def gated_product(x: Tensor, call: LayerCall, y: Tensor, columns: int = 0) -> No
 
     columns: of a tile of y, 128, 192 or 256; 0 leaves the choice to the kernel.
     """
-    weight = call.weight.flatten(1).contiguous()
-    x, weight = (t if t.data_ptr() % 16 == 0 else t.clone() for t in (x, weight))
+    x, weight, bias = map(_aligned, (x, call.weight.flatten(1).contiguous(), contiguous(call.bias)))
     options = (GATES[call.gate], call.gate_bias, False, columns)
     memory, index = call.memory.contiguous(), call.index.contiguous()
-    torch.ops.memmod_cuda.linear_fused.default(x, weight, contiguous(call.bias), y, memory, index, *options)
+    torch.ops.memmod_cuda.linear_fused.default(x, weight, bias, y, memory, index, *options)
+
+
+def _aligned(t: Tensor | None) -> Tensor | None:
+    """At a multiple of 16 bytes."""
+    return t if t is None or t.data_ptr() % 16 == 0 else t.clone()
 
 
 def convolve(
