@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memmod import functional
+from memmod.errors import BackendError
 from memmod.ops import dispatch, eager
 from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.cpu import extension
@@ -169,6 +170,15 @@ def test_launches_of_a_whole_batch(case, launches):
     ran = {event.key: event.count for event in profile.key_averages()}
     assert ran["memmod_cuda::modulate"] == launches
     assert ran.keys().isdisjoint({"aten::mul", "aten::ones", "aten::to"})
+
+
+@pytest.mark.parametrize("case", [conv(CONV, options=PADDED), linear((6, 9, 33, 31), gate_bias=False)], ids=str)
+def test_a_bias_of_another_length_is_refused(case, answers):
+    """The tail would read past its end."""
+    p = draw(case)
+    with pytest.raises(BackendError, match="needs a bias of .* numbers, not of shape \\(5,\\)"):
+        call(p.replace(bias=p.bias[:5]))
+    assert answers == [False]
 
 
 LAYERS = [case for case in CASES if case.op != "modulate_output"]

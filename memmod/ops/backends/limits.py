@@ -33,6 +33,14 @@ def other_dtype(kernel: str, x: Tensor, *others: Tensor | None) -> str | None:
     return None
 
 
+def other_bias(kernel: str, call: LayerCall) -> str | None:
+    """Why not: a bias that is not one number for each unit, which a kernel would read past its end."""
+    units = call.weight.shape[0]
+    if call.bias is None or call.bias.shape == (units,):
+        return None
+    return f"{kernel} needs a bias of {units} numbers, not of shape {tuple(call.bias.shape)}"
+
+
 def layout(kernel: str, x: Tensor, dim: int) -> str | None:
     """Why not: gates along the rows, or an x that is neither contiguous nor channels_last along its channels."""
     if x.dim() < 2 or dim in (0, -x.dim()):
@@ -55,7 +63,7 @@ def gpu_supports(kernel: str, unserved: Callable[..., str | None]) -> dict[str, 
     def layer(call: LayerCall) -> str | None:
         x, inputs = call.x, call.x.shape[1] if call.conv else call.weight.shape[-1]
         reason = unserved(x, call.memory, call.input_memory) or other_dtype(kernel, x, call.weight, call.bias)
-        return reason or too_many(x, inputs)
+        return reason or other_bias(kernel, call) or too_many(x, inputs)
 
     def layer_backward(call: LayerGradCall) -> str | None:
         dy, units = call.dy, call.dy.shape[1 if call.conv else -1]
