@@ -78,13 +78,14 @@ class Place {
 // sizes: samples, rows, width, inner, chunk
 void modulate_op(
     Tensor x, Optional other, Optional bias, Optional y, Optional sums, Optional memory, Optional index, int64_t gate,
-    bool relu, Sizes sizes) {
+    bool bias_inside, bool relu, Sizes sizes) {
+  STD_TORCH_CHECK(!(other && bias_inside), "modulate multiplies by another tensor without a bias inside of the gate");
   const Place place(x);
   modulate(
       type_of(x),
       {x.const_data_ptr(), read(other), read(bias), write(y), static_cast<float*>(write(sums)),
        selection(memory, index, gate), sizes[0], sizes[2], sizes[3], static_cast<int>(sizes[1]),
-       static_cast<int>(sizes[4]), relu},
+       static_cast<int>(sizes[4]), bias_inside, relu},
       place.stream());
 }
 
@@ -175,7 +176,7 @@ void conv2d_op(
 STABLE_TORCH_LIBRARY(memmod_cuda, m) {
   m.def(
       "modulate(Tensor x, Tensor? other, Tensor? bias, Tensor(a!)? y, Tensor(b!)? sums, Tensor? memory, Tensor? index, "
-      "int gate, bool relu, int[] sizes) -> ()");
+      "int gate, bool bias_inside, bool relu, int[] sizes) -> ()");
   m.def("class_sums(Tensor a, Tensor? b, Tensor(a!) dmemory, Tensor memory, Tensor index, int gate, int parts) -> ()");
   m.def(
       "linear_small(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) y, Tensor(b!)? saved, Tensor? memory, "

@@ -22,9 +22,10 @@ struct Result {
 // With `other`, a ReLU is the one whose result that is: where it let nothing pass, x counts as 0, whatever it is. NaN
 // passes, as in torch's.
 template <bool OTHER>
-__device__ __forceinline__ Result pass(float x, float other, float gate, float shift, bool relu) {
+__device__ __forceinline__ Result pass(float x, float other, float gate, float shift, bool inside, bool relu) {
   const float value = OTHER && relu && other <= 0.0f ? 0.0f : x;
-  const float gated = value * gate, y = gated + shift;
+  inside = !OTHER && inside;
+  const float gated = (inside ? value + shift : value) * gate, y = inside ? gated : gated + shift;
   return {!OTHER && relu && y <= 0.0f ? 0.0f : y, OTHER ? value * other : gated};
 }
 
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_rows_kernel(Modulate call
         if constexpr (OTHER) b_other = numbers<T, V>(early_other[u]);
         for (int v = 0; v < V; ++v) {
           const Result result = pass<OTHER>(
-              static_cast<float>(b_x.at[v]), static_cast<float>(b_other.at[v]), gate[v], shift[v], call.relu);
+              static_cast<float>(b_x.at[v]), static_cast<float>(b_other.at[v]), gate[v], shift[v], call.bias_inside,
+              call.relu);
           sum[v] += result.term;
           b_y.at[v] = static_cast<T>(result.y);
         }
@@ -122,8 +124,8 @@ __global__ void __launch_bounds__(THREADS, 1) modulate_lines_kernel(Modulate cal
   float sum = 0.0f, gate = 0.0f;
   const auto passed = [&](T x, T other) {
     const auto a = static_cast<float>(x), b = static_cast<float>(other);
-    const Result result =
-        with_other ? pass<true>(a, b, gate, shift, call.relu) : pass<false>(a, b, gate, shift, call.relu);
+    const Result result = with_other ? pass<true>(a, b, gate, shift, call.bias_inside, call.relu)
+                                     : pass<false>(a, b, gate, shift, call.bias_inside, call.relu);
     sum += result.term;
     return static_cast<T>(result.y);
   };

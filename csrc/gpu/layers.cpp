@@ -43,17 +43,17 @@ OptionalGates gates_of(const Optional& memory, const Modulation& modulation) {
 
 void modulate_kernel(
     const at::Tensor& x, const Optional& other, const Optional& bias, const Optional& y, const Optional& sums,
-    const OptionalGates& gates, bool relu, at::IntArrayRef sizes) {
+    const OptionalGates& gates, bool bias_inside, bool relu, at::IntArrayRef sizes) {
   using Kernel = void(
       const at::Tensor&, const Optional&, const Optional&, const Optional&, const Optional&, const Optional&,
-      const Optional&, int64_t, bool, at::IntArrayRef);
+      const Optional&, int64_t, bool, bool, at::IntArrayRef);
   static const auto kernel =
       c10::Dispatcher::singleton().findSchemaOrThrow("memmod_cuda::modulate", "").typed<Kernel>();
   const Optional none;
   kernel.call(
       x, other, bias, y, sums, gates.has_value() ? Optional(gates->memory) : none,
       gates.has_value() ? Optional(gates->index) : none, gates.has_value() ? static_cast<int64_t>(gates->gate) : 0,
-      relu, sizes);
+      bias_inside, relu, sizes);
 }
 
 void linear_small_kernel(
@@ -135,11 +135,11 @@ Channels channels(const at::Tensor& x, int64_t dim) {
   return {rows, x.size(dim), inner, at::MemoryFormat::Contiguous};
 }
 
-// out = s ⊙ x (+ bias), and the sums [B, P, K] of x ⊙ other (of s ⊙ x without other). relu: behind out, or where other,
-// its result, is not positive x counts as 0.
+// out = s ⊙ x (+ bias), or s ⊙ (x + bias) where it is inside, and the sums [B, P, K] of x ⊙ other (of s ⊙ x without
+// other). relu: behind out, or where other, its result, is not positive x counts as 0.
 Optional one_pass(
     const at::Tensor& x, const Channels& view, const OptionalGates& gates, int64_t samples, const Optional& other,
-    const Optional& bias, const Optional& out, bool with_sums, bool relu = false) {
+    const Optional& bias, const Optional& out, bool with_sums, bool relu = false, bool bias_inside = false) {
   const int64_t rows = view.rows / samples;
   int64_t chunk, parts;
   if (view.inner > 1) {
@@ -152,18 +152,20 @@ Optional one_pass(
   Optional sums;
   if (with_sums) sums = at::empty({samples, parts, view.width}, x.options().dtype(at::kFloat));
   const std::array<int64_t, 5> sizes{samples, rows, view.width, view.inner, chunk};
-  modulate_kernel(x, other, bias.has_value() ? Optional(bias->contiguous()) : bias, out, sums, gates, relu, sizes);
+  const Optional added = bias.has_value() ? Optional(bias->contiguous()) : bias;
+  modulate_kernel(x, other, added, out, sums, gates, bias_inside, relu, sizes);
   return sums;
 }
 
-// s ⊙ x (+ bias) along `dim`, with an optional ReLU behind; `out` may be x itself.
+// s ⊙ x (+ bias) along `dim`, or s ⊙ (x + bias), with an optional ReLU behind; `out` may be x itself.
 at::Tensor modulate(
     const at::Tensor& given, const OptionalGates& gates, int64_t dim, const Optional& bias = {}, Optional out = {},
-    bool relu = false) {
+    bool relu = false, bool bias_inside = false) {
   const Channels view = channels(given, dim);
   const at::Tensor x = given.contiguous(view.format);
   if (!out.has_value()) out = at::empty_like(x);
-  if (x.numel() > 0) one_pass(x, view, gates, gates.has_value() ? gates->samples() : 1, {}, bias, out, false, relu);
+  const int64_t samples = gates.has_value() ? gates->samples() : 1;
+  if (x.numel() > 0) one_pass(x, view, gates, samples, {}, bias, out, false, relu, bias_inside);
   return *out;
 }
 
@@ -234,11 +236,11 @@ bool folds(const Modulation& modulation, int64_t rows, int64_t inputs, bool need
   return modulation.index.size(0) == 1 && rows >= inputs && !need_product && !modulation.relu;
 }
 
-// (y, saved) by the library's layer(x, weight, bias).
+// (y, saved) by the library's layer(x, weight, bias). bias_in_tail: the pass of the gates adds the bias.
 template <typename Layer>
 std::tuple<at::Tensor, at::Tensor> by_library(
     const Layer& layer, at::Tensor x, const at::Tensor& weight, const Optional& given_bias,
-    const Modulation& modulation, bool keep_gated, bool fold, int64_t dim) {
+    const Modulation& modulation, bool keep_gated, bool fold, int64_t dim, bool bias_in_tail) {
   // With other strides the library takes another kernel, and gives other bits.
   const Optional bias = given_bias.has_value() ? Optional(given_bias->contiguous()) : given_bias;
   const OptionalGates in = gates_of(modulation.input_memory, modulation), out = gates_of(modulation.memory, modulation);
@@ -250,14 +252,16 @@ std::tuple<at::Tensor, at::Tensor> by_library(
   }
   if (in.has_value()) x = modulate(x, in, dim);
   const Optional inner = modulation.gate_bias ? bias : Optional(), outer = modulation.gate_bias ? Optional() : bias;
-  const at::Tensor z = layer(x, weight, inner);
+  const bool keep_ungated = keep_gated && out.has_value() && modulation.gate == Gate::kIdentity;
+  const bool inside = bias_in_tail && inner.has_value() && out.has_value() && !keep_ungated;
+  const at::Tensor z = layer(x, weight, inside ? Optional() : inner);
+  if (keep_ungated) return {modulate(z, out, dim, outer), z};
   if (keep_gated && out.has_value()) {
-    if (modulation.gate == Gate::kIdentity) return {modulate(z, out, dim, outer), z};
-    const at::Tensor gated = modulate(z, out, dim, {}, z);
+    const at::Tensor gated = modulate(z, out, dim, inside ? inner : Optional(), z, false, inside);
     return {outer.has_value() ? modulate(gated, {}, dim, outer) : gated.clone(), gated};
   }
   if (!out.has_value() && !outer.has_value()) return {z, nothing};
-  return {modulate(z, out, dim, outer, z, modulation.relu), nothing};
+  return {modulate(z, out, dim, inside ? inner : outer, z, modulation.relu, inside), nothing};
 }
 
 // library(dz, x, weight, with_dx, with_dweight) gives (dx, dweight) of a layer without gates.
@@ -355,7 +359,8 @@ std::tuple<at::Tensor, at::Tensor> linear_forward(
   }
   const auto [y, saved] = by_library(
       [](const at::Tensor& x, const at::Tensor& weight, const Optional& bias) { return at::linear(x, weight, bias); },
-      x.flatten(0, -2), weight, bias, modulation, keep_gated, folds(modulation, rows, x.size(-1), keep_gated), -1);
+      x.flatten(0, -2), weight, bias, modulation, keep_gated, folds(modulation, rows, x.size(-1), keep_gated), -1,
+      false);
   return {at::_unsafe_view(y, shape), keep_gated ? at::_unsafe_view(saved, shape) : saved};
 }
 
@@ -392,9 +397,11 @@ std::tuple<at::Tensor, at::Tensor> conv2d_forward(
     return at::conv2d(x, weight, bias, options.stride, options.padding, options.dilation, options.groups)
         .contiguous(format);
   };
-  const bool fold =
-      options.groups == 1 && folds(modulation, pixels(x, weight, options), weight.numel() / weight.size(0), keep_gated);
-  return by_library(layer, x.contiguous(format), weight, bias, modulation, keep_gated, fold, 1);
+  // The library adds a bias by a pass behind the product, which reads and writes what the tail does.
+  const bool pass_anyway = bias.has_value() && !modulation.input_memory.has_value();
+  const bool fold = options.groups == 1 && !pass_anyway &&
+                    folds(modulation, pixels(x, weight, options), weight.numel() / weight.size(0), keep_gated);
+  return by_library(layer, x.contiguous(format), weight, bias, modulation, keep_gated, fold, 1, true);
 }
 
 Gradients conv2d_backward(const LayerGradCall& call, const ConvOptions& options) {

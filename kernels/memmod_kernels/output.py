@@ -26,13 +26,14 @@ def modulate_rows_kernel(
     R,
     K,
     CHUNKS,
+    BIAS_INSIDE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = s ⊙ x (+ bias) for x [B, T, K], and sums [B, CHUNKS, K] of x ⊙ other (without other: of s ⊙ x) over CHUNK
-    rows of a sample at a time. An absent operand is None."""
+    """y = s ⊙ x (+ bias) for x [B, T, K], or s ⊙ (x + bias), and sums [B, CHUNKS, K] of x ⊙ other (without other, of
+    what is gated) over CHUNK rows of a sample at a time. An absent operand is None."""
     i_b = tl.program_id(0) // CHUNKS
     i_chunk = tl.program_id(0) % CHUNKS
     o_b = i_b * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -52,14 +53,16 @@ def modulate_rows_kernel(
         m = m_b[:, None, None] & (o_t < T)[None, :, None] & m_k[None, None, :]
         b_x = tl.load(x + o, mask=m, other=0.0).to(tl.float32)
         b_y = b_x
+        if BIAS_INSIDE:
+            b_y += b_bias
         if table is not None:
-            b_y = b_x * b_gate
+            b_y *= b_gate
         if sums is not None:
             b_term = b_y
             if other is not None:
                 b_term = b_x * tl.load(other + o, mask=m, other=0.0).to(tl.float32)
             b_sum += tl.sum(b_term, axis=1)
-        if bias is not None:
+        if bias is not None and not BIAS_INSIDE:
             b_y += b_bias
         if y is not None:
             tl.store(y + o, b_y.to(y.dtype.element_ty), mask=m)
@@ -84,6 +87,7 @@ def modulate_lines_kernel(
     R,
     K,
     CHUNKS,
+    BIAS_INSIDE: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK_L: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -107,14 +111,16 @@ def modulate_lines_kernel(
         m = m_l[:, None] & (o_i < INNER)[None, :]
         b_x = tl.load(x + o, mask=m, other=0.0).to(tl.float32)
         b_y = b_x
+        if BIAS_INSIDE:
+            b_y += b_bias
         if table is not None:
-            b_y = b_x * b_gate
+            b_y *= b_gate
         if sums is not None:
             b_term = b_y
             if other is not None:
                 b_term = b_x * tl.load(other + o, mask=m, other=0.0).to(tl.float32)
             b_sum += tl.sum(b_term, axis=1)
-        if bias is not None:
+        if bias is not None and not BIAS_INSIDE:
             b_y += b_bias
         if y is not None:
             tl.store(y + o, b_y.to(y.dtype.element_ty), mask=m)
@@ -130,20 +136,22 @@ def launch(
     samples: int,
     other: Tensor | None = None,
     bias: Tensor | None = None,
+    bias_inside: bool = False,
     out: Tensor | None = None,
     with_sums: bool = False,
 ) -> Tensor | None:
-    """One pass over x: out = s ⊙ x (+ bias), and the sums ``[B, P, K]`` of x ⊙ other (of s ⊙ x without other)."""
+    """One pass over x: out = s ⊙ x (+ bias), or s ⊙ (x + bias) where it is inside, and the sums ``[B, P, K]`` of
+    x ⊙ other (without other, of what is gated)."""
     height, width, inner = view.rows // samples, view.width, view.inner
     table, rows, classes = (None, None, 0) if gates is None else (gates.table, gates.rows, gates.table.shape[0])
-    arch = architecture(x.device)
+    arch, flags = architecture(x.device), {"BIAS_INSIDE": bias_inside}
     if inner == 1:
         config = row_config(height, width, x.dtype, arch, with_sums)
         chunks = triton.cdiv(height, config.chunk)
         sums = x.new_empty(samples, chunks, width, dtype=torch.float32) if with_sums else None
         grid = (triton.cdiv(samples, config.block_b) * chunks, triton.cdiv(width, config.block_k))
         modulate_rows_kernel[grid](
-            x, other, bias, out, sums, table, rows, height, samples, classes, width, chunks, **config.launch()
+            x, other, bias, out, sums, table, rows, height, samples, classes, width, chunks, **flags, **config.launch()
         )
         return sums
     config = line_config(inner, arch)
@@ -151,7 +159,6 @@ def launch(
     lines = view.rows * width
     sums = x.new_empty(samples, height * chunks, width, dtype=torch.float32) if with_sums else None
     grid = (triton.cdiv(lines, config.block_l), chunks)
-    modulate_lines_kernel[grid](
-        x, other, bias, out, sums, table, rows, lines, inner, height, samples, classes, width, chunks, **config.launch()
-    )
+    sizes = (lines, inner, height, samples, classes, width, chunks)
+    modulate_lines_kernel[grid](x, other, bias, out, sums, table, rows, *sizes, **flags, **config.launch())
     return sums

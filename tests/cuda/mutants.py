@@ -17,6 +17,7 @@ CHECKS = {
     "bound": ("plain", "error .*, bound|has NaN"),
     "schedules": ("plain", "depends on the schedule"),
     "relu": ("plain", "a ReLU inside gives another"),
+    "bias": ("plain", "a bias with inside=True gives another"),
     "shim": ("plain", "RuntimeError: .*thread|RuntimeError: deadlock"),
     "compiler": ("plain", "static assertion failed"),
     "address sanitizer": ("asan", "ERROR: AddressSanitizer"),
@@ -271,6 +272,17 @@ PLANTS = (
         "relu",
         "LINES",
     ),
+    Plant("a bias inside added outside", OUTPUT, (("inside = !OTHER && inside;", "inside = false;"),), "bias", "ROWS"),
+    Plant(
+        "a bias inside of a line added outside",
+        OUTPUT,
+        ((": pass<false>(a, b, gate, shift, call.bias_inside", ": pass<false>(a, b, gate, shift, false"),),
+        "bias",
+        "LINES_BF16",
+    ),
+    Plant(
+        "a bias inside added twice", OUTPUT, (("inside ? gated : gated + shift", "gated + shift"),), "bias", "ODD_ROWS"
+    ),
     Plant("a ReLU in front of the bias", OUTPUT, (("relu && y <= 0.0f", "relu && gated <= 0.0f"),), "relu", "ODD_ROWS"),
     Plant(
         "a gradient that a ReLU does not stop",
@@ -360,7 +372,7 @@ def main(name: str) -> None:
     import torch
 
     from tests.cuda import cases, plugin
-    from tests.cuda.relu import assert_relu
+    from tests.cuda.tail import assert_bias, assert_relu
     from tests.ops.bounds import assert_within_bound, run_op
 
     plant = next(plant for plant in PLANTS if plant.name == name)
@@ -372,8 +384,8 @@ def main(name: str) -> None:
         assert not error
         return
     problem = getattr(cases, plant.case).draw()
-    if plant.check == "relu":
-        assert_relu(problem)
+    if plant.check in ("relu", "bias"):
+        (assert_relu if plant.check == "relu" else assert_bias)(problem)
         return
     needs = cases.frozen(problem)
     first = None

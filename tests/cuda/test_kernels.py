@@ -24,7 +24,7 @@ from tests.cuda.cases import (
     SMALL,
     frozen,
 )
-from tests.cuda.relu import assert_relu
+from tests.cuda.tail import assert_bias, assert_relu, one_pass
 from tests.ops.bounds import assert_within_bound, run_op, run_oracle
 from tests.ops.problems import Case
 from tests.ops.test_cuda import assert_nan_in_rows_of_one_sample
@@ -78,9 +78,25 @@ def test_relu_behind_a_convolution(case, relu):
     assert torch.equal(y, expected.relu() if relu else expected)
 
 
-@pytest.mark.parametrize("case", [ROWS, ROWS_BF16, ODD_ROWS, MANY_ROWS, LINES, LINES_BF16], ids=str)
+TAILS = [ROWS, ROWS_BF16, ODD_ROWS, MANY_ROWS, LINES, LINES_BF16]
+
+
+@pytest.mark.parametrize("case", TAILS, ids=str)
 def test_relu_behind_the_tail(case):
     assert_relu(case.draw())
+
+
+@pytest.mark.parametrize("case", TAILS, ids=str)
+def test_bias_inside_of_the_gates_and_outside(case):
+    assert_bias(case.draw())
+
+
+def test_a_bias_inside_has_no_products():
+    problem = ROWS.draw()
+    gates = CUDA.gates(problem.memory, problem.index, problem.gate)
+    bias = torch.zeros(problem.memory.shape[1])
+    with pytest.raises(RuntimeError, match="without a bias inside"):
+        one_pass(problem.x, gates, problem.dim, other=problem.dy, bias=bias, bias_inside=True)
 
 
 def test_a_row_is_the_same_among_few_and_many():

@@ -117,6 +117,24 @@ def test_convolutions_by_the_library(old_gpu):
     assert cuda_paths.conv2d_path(whole, True, True) == "fold"
 
 
+def test_gates_go_into_the_weight_of_a_convolution_where_that_saves_a_pass(path):
+    whole = LARGE.draw().replace(index=torch.zeros(1, dtype=torch.int64)).call
+    size = (4 * 64 * 64, 16 * 9)
+    # The library's pass that adds the bias is as large as the tail; with gates of inputs there is one over x too.
+    assert not gpu_policy.whole_batch_conv(whole, *size)
+    assert gpu_policy.whole_batch_conv(whole._replace(input_memory=torch.zeros(7, 16)), *size)
+    without = whole._replace(bias=None)
+    assert gpu_policy.whole_batch_conv(without, *size) and not gpu_policy.whole_batch_conv(without, 100, 16 * 9)
+    path("fold")
+    assert gpu_policy.whole_batch_conv(whole, *size)
+
+
+def test_a_convolution_of_a_whole_batch_is_left_to_triton_where_it_has_a_bias():
+    whole = {"index": torch.zeros(1, dtype=torch.int64)}
+    assert passed_over(LARGE, **whole).startswith("taken where Triton would not fuse")
+    assert passed_over(LARGE, **whole, bias=None) is None
+
+
 @pytest.mark.parametrize(
     ("shape", "dim", "reason"),
     [

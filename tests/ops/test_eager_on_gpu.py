@@ -29,16 +29,19 @@ pytestmark = [
 ]
 
 LAST = {"layout": "channels_last", "dy_layout": "channels_last"}
-# Of a whole batch with more rows of the output than inputs of a unit, and with less: gates in the weight, or outside.
+# Of a whole batch, gates in the weight where the output has more rows than a unit has inputs; and outside.
 FOLDED = [
     linear((6, 9, 33, 31), "whole batch"),
     linear((6, 9, 33, 31), "whole batch", granularity="unit+input", dtype=torch.float16),
     linear((6, 9, 33, 31), "whole batch", granularity="input"),
     conv(CONV, "whole batch", granularity="unit+input", options=PADDED, layout="weights channels_last"),
-    conv(CONV, "whole batch", dtype=torch.float16, options=PADDED, **LAST),
+    conv(CONV, "whole batch", bias=False, dtype=torch.float16, options=PADDED, **LAST),
 ]
 OUTSIDE = [
     linear((4, 8, 33, 31), "whole batch", granularity="unit+input"),
+    # The library would add the bias by a pass of its own.
+    conv(CONV, "whole batch", dtype=torch.float16, options=PADDED, **LAST),
+    conv(CONV, "whole batch", gate_bias=False, options=PADDED),
     conv((1, 8, 7, 5, 12, 3), "whole batch", options=PADDED),
     conv((1, 8, 7, 5, 12, 3), "whole batch", granularity="unit+input", options=PADDED, **LAST),
 ]
@@ -158,7 +161,8 @@ def test_gates_in_a_weight_are_rounded_once(layout, granularity, dtype):
         (linear((6, 9, 33, 31), "whole batch", bias=False), 1),
         (linear((6, 9, 33, 31), "whole batch"), 2),
         (linear((6, 9, 33, 31), "whole batch", gate_bias=False), 1),
-        (conv(CONV, "whole batch", options=PADDED, **LAST), 2),
+        (conv(CONV, "whole batch", bias=False, options=PADDED, **LAST), 1),
+        (conv(CONV, "whole batch", granularity="input", options=(*PADDED, ("groups", 4))), 1),
         *((case, 1 if case.granularity == "unit" else 2) for case in OUTSIDE),
     ],
     ids=str,
@@ -170,6 +174,63 @@ def test_launches_of_a_whole_batch(case, launches):
     ran = {event.key: event.count for event in profile.key_averages()}
     assert ran["memmod_cuda::modulate"] == launches
     assert ran.keys().isdisjoint({"aten::mul", "aten::ones", "aten::to"})
+
+
+# With a bias inside of the gates, and outside: lines, rows of pixels, products of each pixel, groups.
+BIASED = [
+    conv(CONV, "sets", options=PADDED),
+    conv(CONV, "sets", gate="identity", options=PADDED, **LAST),
+    conv(CONV, "mixed", dtype=torch.float16, options=PADDED, **LAST),
+    conv(CONV, "whole batch", options=PADDED),
+    conv(CONV, "whole batch", options=PADDED, **LAST),
+    conv((6, 8, 7, 5, 12, 1), "whole batch", **LAST),
+    conv((6, 8, 7, 5, 8, 3), options=(("groups", 8), *PADDED), **LAST),
+    conv(CONV, "sets", gate_bias=False, options=PADDED, **LAST),
+    conv(CONV, "whole batch", gate_bias=False, options=PADDED),
+]
+
+
+def passes(run_it):
+    """(how often the tail ran, which biases the library's convolutions got, what added to a tensor)."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        run_it()
+    events = profile.events()
+    biases = [event.input_shapes[2] for event in events if event.name == "aten::conv2d"]
+    added = [event.name for event in events if event.name in ("aten::add", "aten::add_")]
+    return sum(event.name == "memmod_cuda::modulate" for event in events), biases, added
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("case", BIASED, ids=str)
+def test_a_bias_of_a_convolution_is_no_pass_of_its_own(case, activation, answers):
+    p = draw(case).replace(keep_gated=False)
+    with torch.no_grad():
+        assert passes(lambda: call(p, activation)) == (1, [[]], [])
+        assert answers == [True]
+        if activation is None:
+            assert passes(lambda: getattr(torch.ops.memmod, p.op).default(*p.args)) == (1, [[]], [])
+
+
+def test_a_bias_that_the_tail_does_not_add(answers):
+    """Where what is kept for the backward has it but not the gates, or the convolution has no gates behind it."""
+    kept, inputs = draw(conv(CONV, "sets", gate="identity", options=PADDED)), draw(conv(CONV, granularity="input"))
+    learns = kept.replace(memory=kept.memory.clone().requires_grad_())
+    assert passes(lambda: call(learns)) == (1, [[12]], [])
+    assert passes(lambda: call(inputs)) == (1, [[12]], [])
+    assert answers == [True, True]
+
+
+def test_a_gated_product_that_is_kept_has_the_bias(answers):
+    p = draw(conv(CONV, "sets", keep_gated=True, options=PADDED, **LAST))
+    assert passes(lambda: call(p.replace(memory=p.memory.clone().requires_grad_()))) == (1, [[]], [])
+    assert answers == [True]
+
+
+@pytest.mark.parametrize("needs", [(), ("x",), ("x", "bias", "memory"), None])
+@pytest.mark.parametrize("case", [*BIASED, conv(CONV, "sets", keep_gated=True, options=PADDED)], ids=str)
+def test_a_bias_in_the_tail_is_within_bound(case, needs):
+    assert_within_bound([draw(case, seed) for seed in range(2)], partial(run_any, needs=needs), needs)
 
 
 @pytest.mark.parametrize("case", [conv(CONV, options=PADDED), linear((6, 9, 33, 31), gate_bias=False)], ids=str)

@@ -179,12 +179,16 @@ CONV = Case(
 ONE_CLASS = Case("modulated_linear", (6, 5, 33, 39), "one")
 ROWS = Case("modulate_output", (5, 150, 37), classes=4, options=(("dim", -1),))
 LINES = Case("modulate_output", (5, 7, 23, 31), classes=4)
+# By the library and the tail, whose rows the second has.
+CONV_LINES = Case("modulated_conv2d", (3, 5, 6, 7, 18, 3), classes=3)
+CONV_ROWS = Case("modulated_conv2d", (3, 6, 6, 7, 18, 3), layout="channels_last", options=(("groups", 2),))
 
 LOAD_A = "b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)"
 STORE_Y = "tl.store(y + o_y, b_y.to(y.dtype.element_ty), mask=m_y)"
 DOT = "b_z = tl.dot(b_a, b_b, b_z, input_precision=PRECISION)"
 MASK_Y = "m_y = m_m[:, None] & m_n[None, :]"
 MASK_ROWS = "m = m_b[:, None, None] & (o_t < T)[None, :, None] & m_k[None, None, :]"
+ADDED, NOT_ADDED = '{"BIAS_INSIDE": bias_inside}', '{"BIAS_INSIDE": False}'
 KERNEL = "@triton.jit\ndef modulated_matmul_kernel("
 TUNED = "@triton.autotune(configs=[triton.Config({})], key=['M'])\n"
 NO_OTHER = Plant("a load without other=", "linear.py", LOAD_A, LOAD_A.replace(", other=0.0", ""), "lint: other")
@@ -323,6 +327,8 @@ RUN = (
         CONV,
         "y: error",
     ),
+    Plant("bias inside of lines added outside", "output.py", ADDED, NOT_ADDED, "bound", CONV_LINES, "y: error"),
+    Plant("bias inside of rows added outside", "output.py", ADDED, NOT_ADDED, "bound", CONV_ROWS, "y: error"),
     Plant(
         "no mask of the last step",
         "linear.py",

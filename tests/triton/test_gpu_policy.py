@@ -36,6 +36,8 @@ CASES = [
     conv((6, 8, 7, 5, 12, 3), padding=(3, 3), keep_gated=True),
     conv((2, 33, 9, 7, 65, 3), "mixed", padding=(1, 1), dtype=torch.float16),
     conv((6, 8, 7, 5, 12, 3), "whole batch", padding=(1, 1), **BOTH),
+    conv((6, 8, 7, 5, 12, 3), "whole batch", padding=(1, 1)),
+    Case("modulated_conv2d", (6, 8, 7, 5, 12, 3), "sets", options=(("padding", (1, 1)),)),
     conv((6, 16, 7, 5, 24, 1), **BOTH),
     conv((6, 8, 7, 5, 12, 3), "nothing", padding=(0, 3), kernel_width=5),
 ]

@@ -168,6 +168,7 @@ def tail(width: int, inner: int, height: int, dtype: torch.dtype, **given: bool)
     bias = empty(width, dtype=dtype) if given.get("bias") else None
     other, out = x if given.get("other") else None, x if given.get("out", True) else None
     options = {"other": other, "bias": bias, "out": out, "with_sums": given.get("with_sums", False)}
+    options["bias_inside"] = given.get("bias_inside", False)
     output.launch(x, view, table(width), samples=SAMPLES, **options)
 
 
@@ -247,6 +248,7 @@ def _forms() -> Iterable[Form]:
     passes = {
         "forward": ({}, lambda arch, kind: arch == 90 and kind == "bf16"),
         "forward, bias": ({"bias": True}, lambda arch, kind: False),
+        "forward, bias inside": ({"bias": True, "bias_inside": True}, lambda arch, kind: False),
         "sums": ({"out": False, "with_sums": True}, lambda arch, kind: False),
         # The most that the kernel does: here every configuration is compiled for every architecture.
         "backward": ({"other": True, "with_sums": True}, lambda arch, kind: kind != "fp16"),

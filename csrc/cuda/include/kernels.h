@@ -38,8 +38,8 @@ void with_type(Type type, Function fn) {
 
 // One pass over x [samples, rows, width, inner]: y = s x + bias, and sums [samples, P, width] of x other (of s x
 // without other) over `chunk` rows (without sums as many as suits), or where inner > 1 over `chunk` numbers of a row's
-// line, at a time. Null: absent. relu: y = max(s x + bias, 0); with other, which is then the result of that ReLU, x
-// counts as 0 where it is not positive.
+// line, at a time. Null: absent. bias_inside, without other: s (x + bias) instead of s x + bias, and in the sums. relu:
+// a ReLU behind y; with other, which is then the result of that ReLU, x counts as 0 where it is not positive.
 struct Modulate {
   const void *x, *other, *bias;
   void* y;
@@ -47,7 +47,7 @@ struct Modulate {
   Selection selection;
   int64_t samples, width, inner;
   int rows, chunk;
-  bool relu;
+  bool bias_inside, relu;
 };
 void modulate(Type type, const Modulate& call, cudaStream_t stream);
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from memmod.ops.calls import ConvCall
+
 Path = Literal["fused", "unfused", "fold"]
 
 # By generation of GPUs (`generation`), each threshold with its reason. `python -m benchmarks.retune` measures them.
@@ -59,6 +61,13 @@ def whole_batch(samples: int, rows: int, inputs: int) -> bool:
     """Whether one selection (an index of shape ``[1]``) serves so many rows of the output that the weight, of `inputs`
     numbers for each unit, is the smaller one to gate: a pass over it is less than one over them."""
     return samples == 1 and (rows >= inputs or _forced == "fold")
+
+
+def whole_batch_conv(call: ConvCall, pixels: int, inputs: int) -> bool:
+    """As `whole_batch` for a convolution's forward. The library adds a bias by a pass behind the product, which reads
+    and writes what the tail does: the tail takes both, unless the weight's gates save a pass over x."""
+    pass_anyway = call.bias is not None and call.input_memory is None and _forced != "fold"
+    return not pass_anyway and whole_batch(call.index.shape[0], pixels, inputs)
 
 
 def linear_path(device: torch.device, inputs: int, outputs: int, whole_batch: bool) -> Path:

@@ -125,7 +125,7 @@ def _conv2d(call: ConvCall) -> bool:
         return True
     units, inputs, *kernel = call.weight.shape
     pixels = _pixels(call)
-    whole_batch = gpu_policy.whole_batch(call.index.shape[0], pixels, inputs * math.prod(kernel))
+    whole_batch = gpu_policy.whole_batch_conv(call, pixels, inputs * math.prod(kernel))
     if kernel == [1, 1] and max(call.stride) == 1 and max(call.padding) == 0:
         return gpu_policy.linear_path(call.x.device, inputs, pixels * units, whole_batch) != "fused"
     triton = gpu_policy.conv_path(call.x.device, inputs, math.prod(kernel), units, pixels, whole_batch)

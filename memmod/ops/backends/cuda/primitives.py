@@ -32,6 +32,7 @@ class CudaPrimitives(Primitives):
         other: Tensor | None = None,
         bias: Tensor | None = None,
         out: Tensor | None = None,
+        bias_inside: bool = False,
         with_sums: bool = False,
     ) -> Tensor | None:
         rows = view.rows // samples
@@ -42,7 +43,7 @@ class CudaPrimitives(Primitives):
         sums = x.new_empty(samples, parts, view.width, dtype=torch.float32) if with_sums else None
         memory, index, gate = (None, None, 0) if gates is None else (gates.memory, gates.index, GATES[gates.gate])
         sizes = [samples, rows, view.width, view.inner, chunk]
-        options = (memory, index, gate, False, sizes)
+        options = (memory, index, gate, bias_inside, False, sizes)
         torch.ops.memmod_cuda.modulate.default(x, other, contiguous(bias), out, sums, *options)
         return sums
 

@@ -28,7 +28,7 @@ def modulated_linear(kernels: Primitives, call: LinearCall) -> tuple[Tensor, Ten
     if path == "fused":
         y, saved = kernels.linear(call, *_gates(kernels, call), keep)
     else:
-        y, saved = _by_library(kernels, F.linear, call, call.x.flatten(0, -2), path, keep, -1)
+        y, saved = _by_library(kernels, F.linear, call, call.x.flatten(0, -2), path, keep, -1, bias_in_tail=False)
         # No views: what an op returns may be changed in place.
         shape = (*call.x.shape[:-1], call.weight.shape[0])
         y = torch.ops.aten._unsafe_view.default(y, shape)
@@ -62,7 +62,8 @@ def modulated_conv2d(kernels: Primitives, call: ConvCall) -> tuple[Tensor, Tenso
     size = conv_output_size(call.x.shape, call.weight.shape, call.stride, call.padding, call.dilation)
     channels_last = memory_format is torch.channels_last
     pixels, inputs = call.x.shape[0] * math.prod(size), math.prod(call.weight.shape[1:])
-    path = kernels.conv2d_path(call, size, channels_last, _whole_batch(call, pixels, inputs, keep is not None))
+    whole_batch = keep is None and gpu_policy.whole_batch_conv(call, pixels, inputs)
+    path = kernels.conv2d_path(call, size, channels_last, whole_batch)
     if path == "fused":
         y, saved = kernels.conv2d(call, size, *_gates(kernels, call), keep)
     else:
@@ -70,7 +71,7 @@ def modulated_conv2d(kernels: Primitives, call: ConvCall) -> tuple[Tensor, Tenso
         def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
             return torch.conv2d(x, weight, bias, *call.conv).contiguous(memory_format=memory_format)
 
-        y, saved = _by_library(kernels, layer, call, call.x, path, keep, 1)
+        y, saved = _by_library(kernels, layer, call, call.x, path, keep, 1, bias_in_tail=True)
     return y, y.new_empty(0) if saved is None else saved
 
 
@@ -125,8 +126,12 @@ def _by_library(
     path: Path,
     keep: Keep | None,
     dim: int,
+    bias_in_tail: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """(y, saved) by the library's layer(x, weight, bias)."""
+    """(y, saved) by the library's layer(x, weight, bias).
+
+    bias_in_tail: the pass of the gates adds the bias, as the library would by one of its own.
+    """
     s_in, s_out = _gates(kernels, call)
     # With other strides the library takes another kernel, and gives other bits.
     bias = contiguous(call.bias)
@@ -137,16 +142,17 @@ def _by_library(
     if s_in is not None:
         x = modulate(kernels, x, s_in, dim)
     inner, outer = (bias, None) if call.gate_bias else (None, bias)
+    inside = bias_in_tail and inner is not None and s_out is not None and keep != "ungated"
     # Nothing else holds z.
-    z = layer(x, call.weight, inner)
+    z = layer(x, call.weight, None if inside else inner)
     if keep == "ungated":
         return modulate(kernels, z, s_out, dim, bias=outer), z
     if keep == "gated":
-        gated = modulate(kernels, z, s_out, dim, out=z)
+        gated = modulate(kernels, z, s_out, dim, bias=inner if inside else None, bias_inside=inside, out=z)
         return gated.clone() if outer is None else modulate(kernels, gated, None, dim, bias=outer), gated
     if s_out is None and outer is None:
         return z, None
-    return modulate(kernels, z, s_out, dim, bias=outer, out=z), None
+    return modulate(kernels, z, s_out, dim, bias=inner if inside else outer, bias_inside=inside, out=z), None
 
 
 def _backward(

@@ -21,14 +21,16 @@ def modulate(
     dim: int,
     *,
     bias: Tensor | None = None,
+    bias_inside: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """s ⊙ x (+ bias) along `dim`, in x's dtype and layout; `out` may be x itself."""
+    """s ⊙ x (+ bias) along `dim`, or s ⊙ (x + bias), in x's dtype and layout; `out` may be x itself."""
     view = channels(x, dim)
     x = laid_out(x, view)
     out = torch.empty_like(x) if out is None else out
     if x.numel():
-        kernels.one_pass(x, view, gates, samples=1 if gates is None else gates.samples, bias=bias, out=out)
+        samples = 1 if gates is None else gates.samples
+        kernels.one_pass(x, view, gates, samples=samples, bias=bias, bias_inside=bias_inside, out=out)
     return out
 
 

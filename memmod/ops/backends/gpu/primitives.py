@@ -57,9 +57,11 @@ class Primitives(ABC):
         other: Tensor | None = None,
         bias: Tensor | None = None,
         out: Tensor | None = None,
+        bias_inside: bool = False,
         with_sums: bool = False,
     ) -> Tensor | None:
-        """out = s ⊙ x (+ bias), and the sums ``[B, P, K]`` of x ⊙ other (of s ⊙ x without other)."""
+        """out = s ⊙ x (+ bias), or s ⊙ (x + bias) where it is inside, and the sums ``[B, P, K]`` of x ⊙ other (without
+        other, of what is gated)."""
 
     @abstractmethod
     def class_sums(self, a: Tensor, b: Tensor | None, gates: Gates) -> Tensor:

@@ -43,10 +43,11 @@ class TritonPrimitives(Primitives):
         other: Tensor | None = None,
         bias: Tensor | None = None,
         out: Tensor | None = None,
+        bias_inside: bool = False,
         with_sums: bool = False,
     ) -> Tensor | None:
-        options = {"other": other, "bias": contiguous(bias), "out": out, "with_sums": with_sums}
-        return launch(x, view, _table(gates), samples=samples, **options)
+        options = {"other": other, "bias": contiguous(bias), "bias_inside": bias_inside, "out": out}
+        return launch(x, view, _table(gates), samples=samples, with_sums=with_sums, **options)
 
     def class_sums(self, a: Tensor, b: Tensor | None, gates: Gates) -> Tensor:
         return class_sums(a, b, gates.memory, gates.index, gates.gate)
