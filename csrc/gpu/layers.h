@@ -16,7 +16,7 @@
 namespace memmod::gpu {
 
 // One selection of the whole batch, of which no backward needs the product, goes into the weight where that has fewer
-// numbers than the output, and no ReLU follows.
+// numbers than the output, and no ReLU follows; of a convolution with a bias only where gates of its inputs do too.
 std::tuple<at::Tensor, at::Tensor> linear_forward(
     const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias,
     const cpu::Modulation& modulation, bool keep_gated);
