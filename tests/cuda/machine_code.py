@@ -183,8 +183,9 @@ def _fused_bytes(columns: int) -> int:
     """Shared memory of linear_fused.cu's blocks without their barriers: tiles of x, the weight and y, and gates."""
     n = _constants("linear_fused.cu")
     samples = (n["TILE_M"] - 2) // _constants("include/kernels.h")["FUSED_ROWS"] + 2
+    step = _constants("include/hopper.cuh")["ROW"]
     return (
-        n[f"STAGES_{columns}"] * (n["TILE_M"] + columns) * n["STEP"] * 2
+        n[f"STAGES_{columns}"] * (n["TILE_M"] + columns) * step * 2
         + n["TILE_M"] * columns * 2
         + 2 * samples * columns * 8
     )
