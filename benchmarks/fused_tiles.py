@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu_variants import on_variant
 from memmod import functional
 from memmod.ops import dispatch
-from memmod.ops.backends import gpu_policy
 from memmod.ops.backends.cuda import policy
 from memmod.ops.backends.cuda.primitives import gated_product
 from memmod.ops.calls import LinearCall
@@ -65,15 +65,14 @@ def microseconds(runs: list[Callable[[], None]]) -> list[float]:
     return [statistics.median(times) for times in zip(*turns, strict=True)]
 
 
-def on_path(path: gpu_policy.Path, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def forced() -> Tensor:
-        gpu_policy.force(path)
-        try:
-            return run()
-        finally:
-            gpu_policy.force(None)
+def by_library(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The library's product and the pass of the gates."""
 
-    return forced
+    def unfused() -> Tensor:
+        with on_variant("memmod cuda unfused"):
+            return run()
+
+    return unfused
 
 
 def measure(samples: int, rows: int, inputs: int, units: int) -> str:
@@ -109,7 +108,7 @@ def measure(samples: int, rows: int, inputs: int, units: int) -> str:
     def ours() -> Tensor:
         return functional.modulated_linear(x, weight, bias, memory, index)
 
-    runs = [lambda: F.linear(x, weight, bias), on_path("unfused", ours), ours, *map(tile, COLUMNS)]
+    runs = [lambda: F.linear(x, weight, bias), by_library(ours), ours, *map(tile, COLUMNS)]
     plain, unfused, chosen, *tiles = microseconds([replayed(run) for run in runs])
     ratios = [unfused / plain, chosen / plain, min(tiles) / plain, *(time / plain for time in tiles)]
     shape = f"{samples * rows} rows, {inputs}→{units}"

@@ -130,6 +130,11 @@ void linear_fused_op(
       inputs % 8 == 0 && units % 8 == 0 && rows / index.size(0) >= FUSED_ROWS, "linear_fused takes multiples of 8 and ",
       FUSED_ROWS, " rows of a sample or more, not ", rows / index.size(0), " rows of ", inputs, " inputs for ", units,
       " units");
+  STD_TORCH_CHECK(type_of(x) != Type::fp32, "linear_fused multiplies numbers of 16 bits");
+  STD_TORCH_CHECK(x.numel() == rows * inputs, "linear_fused takes as many rows of x as of y");
+  STD_TORCH_CHECK(
+      columns == 0 || columns == 128 || columns == 192 || columns == 256,
+      "linear_fused has tiles of 128, 192 and 256 columns, not ", columns);
   const auto aligned = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
   STD_TORCH_CHECK(
       aligned(x.const_data_ptr()) && aligned(weight.const_data_ptr()) && aligned(read(bias)),

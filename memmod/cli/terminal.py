@@ -286,29 +286,28 @@ def print_erased(console: Console, found: ErasedAccuracies, title: str) -> None:
 def print_audit(console: Console, card: AuditCard, title: str) -> None:
     """Print an audit's card."""
     table = Table(title=Text(title, "table.title"), caption=card.summary)
-    for heading in card.headings:
-        table.add_column(heading, justify="left" if heading in ("attack", "figure", "level", "verdict") else "right")
-    previous = None
-    for row, cells in zip(card.rows, card.cells(), strict=True):
-        if previous not in (None, row.attack):
-            table.add_section()
-        table.add_row(*map(Text, cells), style=_STYLES.get("broken" if row.broken else row.verdict.word))
-        previous = row.attack
+    words = ["broken" if row.broken else row.verdict.word for row in card.rows]
+    _add_figures(table, card.headings, card.cells(), words)
     console.print(table)
 
 
 def print_means(console: Console, found: Means) -> None:
     """Print means over audits."""
     table = Table(caption=found.summary)
-    for heading in found.headings:
+    _add_figures(table, found.headings, found.cells(), [row.verdict for row in found.rows])
+    console.print(table)
+
+
+def _add_figures(table: Table, headings: Sequence[str], rows: Sequence[Sequence[str]], words: Sequence[str]) -> None:
+    """Rows that begin with their attack, a section for each, in the style of their verdict."""
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("attack", "figure", "level", "verdict") else "right")
     previous = None
-    for row, cells in zip(found.rows, found.cells(), strict=True):
-        if previous not in (None, row.attack):
+    for cells, word in zip(rows, words, strict=True):
+        if previous not in (None, cells[0]):
             table.add_section()
-        table.add_row(*map(Text, cells), style=_STYLES.get(row.verdict))
-        previous = row.attack
-    console.print(table)
+        table.add_row(*map(Text, cells), style=_STYLES.get(word))
+        previous = cells[0]
 
 
 def print_frontier(console: Console, found: Frontier, title: str) -> None:

@@ -41,11 +41,11 @@ def _linear(serve: Serve, *args: Any) -> Tensor | None:
     if x.dim() < 2 or weight.dim() != 2 or index.dim() < 1:
         return None
     call = LinearCall(*args[:9])
-    if _left_to_the_op("modulated_linear", call):
-        return None
     # The function takes its own kernels wherever it can.
     if policy.many_rows(call, None):
-        return serve(*args) if gpu_policy.forced() is None else None
+        return serve(*args) if _nothing_else() else None
+    if _left_to_the_op("modulated_linear", call):
+        return None
     if x.numel() <= policy.SMALL_ROWS * weight.shape[1] and not policy.few_rows(call):
         return None
     return serve(*args)
@@ -57,11 +57,9 @@ def _conv2d(serve: Serve, *args: Any) -> Tensor | None:
         return None
     # A ReLU (args[9]) is no part of the op.
     call = ConvCall(*args[:9], *args[10:])
-    if _left_to_the_op("modulated_conv2d", call):
-        return None
     if policy.pointwise(call, None):
-        return serve(*args) if gpu_policy.forced() is None else None
-    if not policy.by_library(call):
+        return serve(*args) if _nothing_else() else None
+    if _left_to_the_op("modulated_conv2d", call) or not policy.by_library(call):
         return None
     return serve(*args)
 
@@ -71,6 +69,11 @@ def _output(serve: Serve, *args: Any) -> Tensor | None:
 
 
 _ON_GPU = {"modulated_linear": _linear, "modulated_conv2d": _conv2d, "modulate_output": _output}
+
+
+def _nothing_else() -> bool:
+    """Whether no path is forced, and classes are not checked on the device."""
+    return gpu_policy.forced() is None and not define.CHECK_ON_DEVICE
 
 
 def _left_to_the_op(op: str, call: LinearCall | ConvCall) -> bool:

@@ -105,9 +105,13 @@ def read_cards(runs: Sequence[str | os.PathLike[str]], quick: bool = False) -> l
     """Every audit that lies in these run folders, full ones or quick ones.
 
     Raises:
-        RunError: a folder without such an audit, or with a damaged one.
+        RunError: a folder without such an audit, with a damaged one, or that is named twice.
     """
     found = []
+    places = [Path(run).resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise RunError(f"{run} is named twice, and its audits would count twice: name it once")
     for run in map(Path, runs):
         paths = sorted((run / AUDITS).glob(f"*/{CARD}"))
         origins = [Origin(str(path), RunError, "mend it, or delete it and run `memmod audit` again") for path in paths]

@@ -220,6 +220,27 @@ def test_operands_that_start_anywhere():
         assert torch.equal(expected, problem.run())
 
 
+def test_what_the_kernel_does_not_take_is_refused():
+    """By the op itself: its callers ask `policy` first."""
+    problem = Problem(4, 100, 64, 64, torch.bfloat16)
+    y = torch.empty(4, 100, 64, dtype=torch.bfloat16, device=DEVICE)
+
+    def run(x: Tensor, columns: int = 0, index: Tensor = problem.index) -> None:
+        options = (problem.weight, None, y, problem.memory, index, 0, True, False, columns)
+        torch.ops.memmod_cuda.linear_fused.default(x, *options)
+
+    with pytest.raises(RuntimeError, match="16 bits"):
+        run(problem.x.float())
+    with pytest.raises(RuntimeError, match="as many rows of x as of y"):
+        run(problem.x[1:])
+    with pytest.raises(RuntimeError, match="tiles of 128, 192 and 256 columns, not 64"):
+        run(problem.x, columns=64)
+    with pytest.raises(RuntimeError, match="43 rows of a sample or more, not 10"):
+        run(problem.x, index=problem.index.repeat(10))
+    with pytest.raises(RuntimeError, match="multiples of 16 bytes"):
+        run(shifted(problem.x, 1))
+
+
 @pytest.mark.parametrize("gate", ["sigmoid", "identity"])
 def test_gradients(gate):
     """Against fp64, on the CPU."""

@@ -103,3 +103,9 @@ def test_what_is_no_audit(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"rows": 3}))
     with pytest.raises(RunError, match=r"audit\.json.*rows.*delete it and run `memmod audit` again"):
         read_cards([tmp_path], quick=True)
+
+
+def test_a_run_that_is_named_twice(tmp_path):
+    written(tmp_path, "a", card(row("a", 1.0)))
+    with pytest.raises(RunError, match="is named twice, and its audits would count twice"):
+        read_cards([tmp_path, tmp_path / "audits/.."])

@@ -182,21 +182,19 @@ __device__ __forceinline__ void multiply(float (&sum)[SUMS], uint64_t a, uint64_
                  : "l"(a), "l"(b), "r"(static_cast<int>(first)));                                             \
   }
 
-MEMMOD_WGMMA(c10::BFloat16, "bf16", 128, 64, "%64", "%65", "%66", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32))
-MEMMOD_WGMMA(
-    c10::BFloat16, "bf16", 192, 96, "%96", "%97", "%98", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32),
-    MEMMOD_32(MEMMOD_SUM, 64))
-MEMMOD_WGMMA(
-    c10::BFloat16, "bf16", 256, 128, "%128", "%129", "%130", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32),
-    MEMMOD_32(MEMMOD_SUM, 64), MEMMOD_32(MEMMOD_SUM, 96))
-MEMMOD_WGMMA(c10::Half, "f16", 128, 64, "%64", "%65", "%66", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32))
-MEMMOD_WGMMA(
-    c10::Half, "f16", 192, 96, "%96", "%97", "%98", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32),
-    MEMMOD_32(MEMMOD_SUM, 64))
-MEMMOD_WGMMA(
-    c10::Half, "f16", 256, 128, "%128", "%129", "%130", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32),
-    MEMMOD_32(MEMMOD_SUM, 64), MEMMOD_32(MEMMOD_SUM, 96))
+#define MEMMOD_WGMMAS(T, TYPE)                                                                             \
+  MEMMOD_WGMMA(T, TYPE, 128, 64, "%64", "%65", "%66", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32)) \
+  MEMMOD_WGMMA(                                                                                            \
+      T, TYPE, 192, 96, "%96", "%97", "%98", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32),          \
+      MEMMOD_32(MEMMOD_SUM, 64))                                                                           \
+  MEMMOD_WGMMA(                                                                                            \
+      T, TYPE, 256, 128, "%128", "%129", "%130", MEMMOD_32(MEMMOD_SUM, 0), MEMMOD_32(MEMMOD_SUM, 32),      \
+      MEMMOD_32(MEMMOD_SUM, 64), MEMMOD_32(MEMMOD_SUM, 96))
 
+MEMMOD_WGMMAS(c10::BFloat16, "bf16")
+MEMMOD_WGMMAS(c10::Half, "f16")
+
+#undef MEMMOD_WGMMAS
 #undef MEMMOD_WGMMA
 #undef MEMMOD_NUMBERS_64
 #undef MEMMOD_NUMBERS_96
